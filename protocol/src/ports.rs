@@ -16,6 +16,12 @@ pub const CONTROL_PORT: u32 = 1;
 /// carries raw bytes from then on.
 pub const STREAM_PORT: u32 = 2;
 
+/// Tag of the guest's virtio-fs device.
+pub const FS_TAG: &str = "moat";
+
+/// Where guest-init mounts it: `rootfs` and `volumes/N` of the cell are below.
+pub const GUEST_CELL: &str = "/run/cell";
+
 /// Which stream of which process a connection to [`STREAM_PORT`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamHeader {
