@@ -1,1 +1,3 @@
-//! Under construction.
+//! A microVM: configuration in, exit reason out. Knows nothing of containers.
+
+pub mod devices;

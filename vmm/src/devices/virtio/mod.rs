@@ -5,7 +5,10 @@
 //! memory only through [`chain::Chain`], which has checked every range.
 
 pub mod chain;
+pub mod interrupt;
 pub mod queue;
+#[cfg(test)]
+pub mod test_driver;
 
 use std::os::fd::BorrowedFd;
 
