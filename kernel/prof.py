@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""prof.py PROF SYSTEM.MAP [--json] [--top N] [--functions]: what prof.c counted, by boot phase or by function.
+
+A phase is an initcall, or one of the steps of start_kernel in PHASES, and reaches until the next one starts.
+"""
+import argparse
+import bisect
+import json
+import re
+from collections import Counter
+
+PHASES = """start_kernel setup_arch e820__memblock_setup init_mem_mapping x86_init_noop paging_init sparse_init
+free_area_init setup_per_cpu_areas build_all_zonelists mm_core_init memblock_free_all kmem_cache_init vmalloc_init
+poking_init trap_init sched_init radix_tree_init maple_tree_init rcu_init early_irq_init init_IRQ tick_init
+timekeeping_init time_init random_init console_init late_time_init calibrate_delay arch_cpu_finalize_init
+cpu_select_mitigations alternative_instructions apply_returns apply_retpolines apply_alternatives static_call_init
+fork_init vfs_caches_init signals_init proc_root_init nsfs_init cpuset_init cgroup_init taskstats_init_early
+rest_init kernel_init kernel_init_freeable smp_prepare_cpus workqueue_init smp_init sched_init_smp
+page_alloc_init_late do_basic_setup driver_init wait_for_initramfs do_populate_rootfs prepare_namespace
+free_initmem mark_readonly pti_finalize rcu_end_inkernel_boot do_sysctl_args kernel_execve""".split()
+# Waits that a KVM guest makes too (udelay in hardware set-up); their length is a time, not a count.
+DELAYS = {"delay_loop", "delay_tsc", "delay_halt", "__delay", "__const_udelay", "__udelay"}
+
+
+def symbols(path):
+    """(addresses, names) of the functions, sorted; {name: level} of the initcalls."""
+    functions, initcalls = [], {}
+    for line in open(path):
+        address, kind, name = line.split()[:3]
+        if kind in "tTwW":
+            functions.append((int(address, 16), name))
+        match = re.match(r"__initcall__kmod_.*?__\d+_\d+_(.*?)(early|console|rootfs|[0-7]s?)$", name)
+        if match:
+            initcalls[match[1]] = match[2]
+    functions.sort()
+    return [a for a, _ in functions], [n for _, n in functions], initcalls
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("prof")
+    parser.add_argument("map")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--functions", action="store_true")
+    parser.add_argument("--top", type=int, default=10)
+    parser.add_argument("--name", default="guest_instructions_to_init")
+    args = parser.parse_args()
+
+    addresses, names, initcalls = symbols(args.map)
+    at = dict(zip(names, addresses))
+    by_function, repeats_of, first = Counter(), Counter(), {}
+    with open(args.prof) as lines:
+        head = next(lines).split()
+        total, waits, repeats = int(head[1]), int(head[3]), int(head[5])
+        for line in lines:
+            count, address, repeated, start = line.split()
+            address = int(address, 16)
+            index = bisect.bisect_right(addresses, address) - 1
+            name = names[index] if index >= 0 and address >= 0xFFFFFFFF80000000 else "[entry]"
+            by_function[name] += int(count)
+            repeats_of[name] += int(repeated)
+            if at.get(name) == address:
+                first[name] = int(start)
+    delays = sum(by_function[d] for d in DELAYS)
+    instructions = total - delays
+
+    known = set(PHASES) | set(initcalls)
+    starts = sorted((start, name) for name, start in first.items() if name in known)
+    starts = [(0, "entry")] + starts + [(total + repeats, "")]
+    phases = sorted(((after - start, name) for (start, name), (after, _) in zip(starts, starts[1:])), reverse=True)
+    # Phases are told by instructions and repeats together: clearing memory is work too.
+    phases = [{"phase": name, "initcall": initcalls.get(name), "instructions_and_repeats": n} for n, name in phases]
+    functions = [{"function": n, "instructions": c, "repeats": repeats_of[n]}
+                 for n, c in sorted(by_function.items(), key=lambda x: -x[1] - repeats_of[x[0]])]
+
+    if args.json:
+        print(json.dumps({"name": args.name, "instructions": instructions, "repeats": repeats, "delays": delays,
+                          "calibration_waits": waits, "phases": phases[:args.top],
+                          "functions": functions[:args.top]}, indent=1))
+        return
+    if args.functions:
+        for f in functions[:args.top]:
+            print(f"{f['instructions']:>10} +{f['repeats']:>8}  {f['function']}")
+    else:
+        for p in phases[:args.top]:
+            kind = f"initcall {p['initcall']}" if p["initcall"] else "step"
+            print(f"{p['instructions_and_repeats']:>10}  {kind:<16} {p['phase']}")
+    print(f"{args.name} {instructions} instructions 1 tcg")
+    print(f"{args.name}.rep_iterations {repeats} iterations 1 tcg")
+    print(f"{args.name}.delay_loops {delays} instructions 1 tcg")
+    print(f"{args.name}.calibration_waits {waits} instructions 1 tcg")
+
+
+main()
