@@ -19,7 +19,7 @@ const SCENARIOS: &[Scenario] = &[
 ];
 
 fn main() -> ExitCode {
-    runner::main(&[SCENARIOS])
+    runner::main_one_by_one(&[SCENARIOS])
 }
 
 fn number(name: &str, default: u32) -> u32 {
