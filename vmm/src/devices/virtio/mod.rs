@@ -9,6 +9,7 @@ pub mod interrupt;
 pub mod queue;
 #[cfg(test)]
 pub mod test_driver;
+pub mod vsock;
 
 use std::os::fd::BorrowedFd;
 
