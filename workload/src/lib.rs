@@ -4,7 +4,8 @@
 //! The caller (the shim's container init, guest-init) makes the namespaces, maps their users, joins the
 //! cgroup and runs hooks. In the new process it then calls, in this order:
 //!
-//! 1. `setsid` (the session is the caller's: `exec` and `create` want it at different times);
+//! 1. `setsid` (the session is the caller's: `exec` and `create` want it at different times), and with a
+//!    user namespace the ids 0 of it (files can't be made by an id that is not mapped: `EOVERFLOW`);
 //! 2. [`rootfs::build`], hooks that want the host's view, [`rootfs::PreparedRoot::enter`];
 //! 3. [`terminal::open_terminal`] when the process has a terminal, and hands the master away;
 //! 4. [`exec::prepare`], waits for `start`, and [`exec::Launch::exec`].
