@@ -5,6 +5,7 @@
 //! memory only through [`chain::Chain`], which has checked every range.
 
 pub mod chain;
+pub mod fs;
 pub mod interrupt;
 pub mod queue;
 #[cfg(test)]

@@ -1,0 +1,481 @@
+//! The inodes that the guest knows, and the few descriptors that stand behind them.
+//!
+//! An inode is identified by mount, device and number, so a file seen through two bind mounts is two
+//! inodes and a hard link is one. The guest's references are counted; at 0 the inode is dropped. Node ids
+//! are never used twice.
+//!
+//! # Descriptors
+//! A guest may know a hundred thousand inodes while the process may hold a thousand descriptors. File
+//! handles (`open_by_handle_at`) need `CAP_DAC_READ_SEARCH`, which the VMM does not keep. So each inode
+//! remembers its *place*, the directory and name under which it was last seen. Past the budget the inode
+//! that was idle longest (second chance) loses its `O_PATH` descriptor; the next use opens it again from
+//! the place, and only if mount, device, number and birth time are still the same. What the guest itself renames or removes
+//! is followed exactly. An inode that has lost its last known place (removed, or made by `O_TMPFILE`)
+//! keeps its descriptor. Only what somebody else on the host moves away while the descriptor is closed is
+//! lost: that gives ESTALE, and the guest looks the path up again.
+//!
+//! # Snapshots
+//! Descriptors cannot be stored. A snapshot of a session would store id, references, identity and place of
+//! each inode, and restore it without a descriptor; inodes without a place would be lost.
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
+
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+use super::abi::FUSE_ROOT_ID;
+use super::host::{self, Stat};
+
+/// Most inodes that a guest may hold references to; about 1 GiB of the VMM's memory. A guest that goes on
+/// gets ENFILE.
+const INODES_MAX: usize = 1 << 22;
+
+/// Longest chain of directories that is walked to open an inode again.
+const DEPTH_MAX: usize = 4096;
+
+/// What makes an inode the same inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Identity {
+    /// Mount id of statx.
+    pub(super) mount: u64,
+    /// Device.
+    pub(super) device: (u32, u32),
+    /// Inode number.
+    pub(super) number: u64,
+}
+
+/// The place of an inode: node id of the directory, and the name in it.
+type Place = (u64, Arc<CStr>);
+
+/// One inode that the guest knows.
+#[derive(Debug)]
+pub(super) struct Inode {
+    /// Which one it is.
+    pub(super) identity: Identity,
+    /// What it is; never changes.
+    pub(super) kind: FileType,
+    /// Index of the export's cache rule.
+    pub(super) export: usize,
+    /// It is the root directory of a mount below the root.
+    pub(super) is_submount: bool,
+    /// Whether the directory has a default ACL, when that was found out.
+    pub(super) default_acl: Option<bool>,
+    birth: (i64, u32),
+    references: u64,
+    descriptor: Option<Arc<OwnedFd>>,
+    /// A descriptor of the guest's own opening serves as well, as long as there is one.
+    opened: Weak<OwnedFd>,
+    place: Option<Place>,
+    was_used: bool,
+    in_clock: bool,
+}
+
+/// All inodes of a session.
+#[derive(Debug)]
+pub(super) struct Inodes {
+    nodes: HashMap<u64, Inode>,
+    by_identity: HashMap<Identity, u64>,
+    by_place: HashMap<Place, u64>,
+    next_id: u64,
+    /// Ids that may hold a descriptor, longest idle first.
+    clock: VecDeque<u64>,
+    /// Mounts seen, and whether birth times tell inodes apart there. On overlayfs they do not: they change
+    /// when a file is copied up.
+    births_count: HashMap<u64, bool>,
+    held: usize,
+    budget: usize,
+}
+
+/// How an inode was found.
+pub(super) struct Found<'a> {
+    /// What statx says of it.
+    pub(super) stat: &'a Stat,
+    /// An `O_PATH` descriptor of it, when one was opened.
+    pub(super) descriptor: Option<OwnedFd>,
+    /// Where; `None` for a file without a name.
+    pub(super) place: Option<(u64, &'a CStr)>,
+    /// Index of its export's cache rule.
+    pub(super) export: usize,
+    /// It is on another mount than its directory.
+    pub(super) is_submount: bool,
+}
+
+impl Inodes {
+    /// A session that knows only the root. `budget` descriptors may be held beside it.
+    pub(super) fn new(root: Arc<OwnedFd>, stat: &Stat, budget: usize) -> Inodes {
+        let inode = Inode {
+            identity: stat.identity,
+            kind: stat.kind,
+            export: 0,
+            is_submount: false,
+            default_acl: None,
+            birth: (0, 0),
+            references: 1,
+            descriptor: Some(root),
+            opened: Weak::new(),
+            place: None,
+            was_used: true,
+            in_clock: false,
+        };
+        Inodes {
+            by_identity: HashMap::from([(inode.identity, FUSE_ROOT_ID)]),
+            nodes: HashMap::from([(FUSE_ROOT_ID, inode)]),
+            by_place: HashMap::new(),
+            next_id: FUSE_ROOT_ID + 1,
+            clock: VecDeque::new(),
+            births_count: HashMap::new(),
+            held: 0,
+            budget,
+        }
+    }
+
+    /// The inode of an id.
+    ///
+    /// # Errors
+    /// ESTALE when the guest holds no reference to such an id.
+    pub(super) fn get(&self, id: u64) -> Result<&Inode, Errno> {
+        self.nodes.get(&id).ok_or(Errno::STALE)
+    }
+
+    /// The inode that was last seen under this name, if any is known.
+    pub(super) fn at(&self, directory: u64, name: &CStr) -> Option<u64> {
+        self.by_place.get(&(directory, Arc::from(name))).copied()
+    }
+
+    /// Counts one more reference of the guest to the inode found, which may be new, and returns its id.
+    ///
+    /// # Errors
+    /// ENFILE when the guest knows too many inodes or too many have lost their place.
+    pub(super) fn refer(&mut self, found: Found<'_>) -> Result<u64, Errno> {
+        if let Some(descriptor) = &found.descriptor {
+            self.learn_mount(found.stat, descriptor);
+        }
+        if let Some(id) = self.known(found.stat) {
+            self.refer_again(id, found);
+            return Ok(id);
+        }
+        if self.nodes.len() >= INODES_MAX {
+            return Err(Errno::NFILE);
+        }
+        self.make_room(found.place.is_none())?;
+        let id = self.next_id;
+        self.next_id += 1;
+        self.nodes.insert(
+            id,
+            Inode {
+                identity: found.stat.identity,
+                kind: found.stat.kind,
+                export: found.export,
+                is_submount: found.is_submount,
+                default_acl: None,
+                birth: self.birth(found.stat),
+                references: 1,
+                descriptor: None,
+                opened: Weak::new(),
+                place: None,
+                was_used: false,
+                in_clock: false,
+            },
+        );
+        self.by_identity.insert(found.stat.identity, id);
+        if let Some((directory, name)) = found.place {
+            self.put_at(id, directory, name);
+        }
+        if let Some(descriptor) = found.descriptor {
+            self.hold(id, Arc::new(descriptor));
+        }
+        Ok(id)
+    }
+
+    /// Takes back `count` references.
+    pub(super) fn forget(&mut self, id: u64, count: u64) {
+        if id == FUSE_ROOT_ID {
+            return;
+        }
+        let Some(inode) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        inode.references = inode.references.saturating_sub(count);
+        if inode.references == 0 {
+            self.drop_inode(id);
+        }
+    }
+
+    /// A descriptor of the inode, opened again if need be. Good for `*at` calls and for `/proc/self/fd`.
+    ///
+    /// # Errors
+    /// ESTALE when the id is unknown, or the inode is not where it was.
+    pub(super) fn descriptor(&mut self, id: u64) -> Result<Arc<OwnedFd>, Errno> {
+        if let Some(descriptor) = self.at_hand(id)? {
+            return Ok(descriptor);
+        }
+        let mut missing = vec![id];
+        let mut directory = loop {
+            let last = missing.last().copied().unwrap_or(id);
+            let parent = self.get(last)?.place.as_ref().ok_or(Errno::STALE)?.0;
+            if let Some(descriptor) = self.at_hand(parent)? {
+                break descriptor;
+            }
+            if missing.len() >= DEPTH_MAX {
+                return Err(Errno::STALE);
+            }
+            missing.push(parent);
+        };
+        for id in missing.into_iter().rev() {
+            directory = self.open_again(id, &directory)?;
+        }
+        Ok(directory)
+    }
+
+    /// The guest has opened the inode: as long as `opened` lives, it serves as the descriptor too.
+    pub(super) fn opened(&mut self, id: u64, opened: &Arc<OwnedFd>) {
+        if let Some(inode) = self.nodes.get_mut(&id) {
+            inode.opened = Arc::downgrade(opened);
+        }
+    }
+
+    /// The name is about to be taken from the inode that has it: makes sure that the inode stays in
+    /// reach. An inode that cannot be reached any more is gone already; that is no error.
+    pub(super) fn keep_in_reach(&mut self, directory: u64, name: &CStr) {
+        if let Some(id) = self.at(directory, name) {
+            let _ = self.descriptor(id);
+        }
+    }
+
+    /// The guest has removed a name.
+    pub(super) fn removed(&mut self, directory: u64, name: &CStr) {
+        if let Some(id) = self.by_place.remove(&(directory, Arc::from(name)))
+            && let Some(inode) = self.nodes.get_mut(&id)
+        {
+            inode.place = None;
+        }
+    }
+
+    /// The guest has given an inode a (further) name.
+    pub(super) fn linked(&mut self, id: u64, directory: u64, name: &CStr) {
+        if self.nodes.get(&id).is_some_and(|inode| inode.place.is_none()) && id != FUSE_ROOT_ID {
+            self.put_at(id, directory, name);
+        }
+    }
+
+    /// The guest has renamed; what was at `to` is gone.
+    pub(super) fn renamed(&mut self, from: (u64, &CStr), to: (u64, &CStr)) {
+        let moved = self.at(from.0, from.1);
+        self.removed(from.0, from.1);
+        self.removed(to.0, to.1);
+        if let Some(id) = moved {
+            self.put_at(id, to.0, to.1);
+        }
+    }
+
+    /// The guest has exchanged two names.
+    pub(super) fn exchanged(&mut self, one: (u64, &CStr), other: (u64, &CStr)) {
+        let (first, second) = (self.at(one.0, one.1), self.at(other.0, other.1));
+        self.removed(one.0, one.1);
+        self.removed(other.0, other.1);
+        if let Some(id) = first {
+            self.put_at(id, other.0, other.1);
+        }
+        if let Some(id) = second {
+            self.put_at(id, one.0, one.1);
+        }
+    }
+
+    /// Remembers, or with `None` forgets, whether a directory has a default ACL.
+    pub(super) fn remember_default_acl(&mut self, id: u64, has: Option<bool>) {
+        if let Some(inode) = self.nodes.get_mut(&id) {
+            inode.default_acl = has;
+        }
+    }
+
+    /// Changes how many descriptors may be held: what is left of the common budget.
+    pub(super) fn set_budget(&mut self, budget: usize) {
+        self.budget = budget;
+    }
+
+    /// Inodes known, the root included.
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Descriptors held, the root's not included.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// The inode of this identity, unless the number has passed to another inode meanwhile.
+    fn known(&mut self, stat: &Stat) -> Option<u64> {
+        let id = *self.by_identity.get(&stat.identity)?;
+        let inode = self.nodes.get(&id)?;
+        let is_same = self.is_same(inode, stat);
+        // While a descriptor is held, the number cannot pass on.
+        if is_same || inode.descriptor.is_some() {
+            return Some(id);
+        }
+        self.by_identity.remove(&stat.identity);
+        self.lose_place(id);
+        None
+    }
+
+    /// Whether an inode of the same identity is the one known, and not a later one with its number.
+    fn is_same(&self, inode: &Inode, stat: &Stat) -> bool {
+        let birth = self.birth(stat);
+        let same_birth = inode.birth == birth || inode.birth == (0, 0) || birth == (0, 0);
+        inode.kind == stat.kind && same_birth
+    }
+
+    /// Birth time, where it means something.
+    fn birth(&self, stat: &Stat) -> (i64, u32) {
+        let counts = self
+            .births_count
+            .get(&stat.identity.mount)
+            .copied()
+            .unwrap_or(false);
+        if counts { stat.birth } else { (0, 0) }
+    }
+
+    fn learn_mount(&mut self, stat: &Stat, descriptor: &OwnedFd) {
+        let known = self.births_count.entry(stat.identity.mount);
+        known.or_insert_with(|| host::birth_time_is_constant(descriptor));
+    }
+
+    fn refer_again(&mut self, id: u64, found: Found<'_>) {
+        if let Some((directory, name)) = found.place
+            && id != FUSE_ROOT_ID
+        {
+            self.put_at(id, directory, name);
+        }
+        if let Some(inode) = self.nodes.get_mut(&id) {
+            inode.references = inode.references.saturating_add(1);
+            inode.was_used = true;
+            if inode.descriptor.is_none()
+                && let Some(descriptor) = found.descriptor
+            {
+                // When there is no room, the inode stays as it was: to be opened by its place.
+                if self.make_room(false).is_ok() {
+                    self.hold(id, Arc::new(descriptor));
+                }
+            }
+        }
+    }
+
+    fn at_hand(&mut self, id: u64) -> Result<Option<Arc<OwnedFd>>, Errno> {
+        let inode = self.nodes.get_mut(&id).ok_or(Errno::STALE)?;
+        inode.was_used = true;
+        Ok(inode.descriptor.clone().or_else(|| inode.opened.upgrade()))
+    }
+
+    fn open_again(&mut self, id: u64, directory: &OwnedFd) -> Result<Arc<OwnedFd>, Errno> {
+        let inode = self.get(id)?;
+        let (_, name) = inode.place.as_ref().ok_or(Errno::STALE)?;
+        let descriptor = host::open_beneath(directory, name).map_err(stale)?;
+        let stat = host::stat(&descriptor)?;
+        if stat.identity != inode.identity || !self.is_same(inode, &stat) {
+            self.lose_place(id);
+            return Err(Errno::STALE);
+        }
+        let descriptor = Arc::new(descriptor);
+        self.make_room(false)?;
+        self.hold(id, Arc::clone(&descriptor));
+        Ok(descriptor)
+    }
+
+    fn hold(&mut self, id: u64, descriptor: Arc<OwnedFd>) {
+        if let Some(inode) = self.nodes.get_mut(&id) {
+            if inode.descriptor.replace(descriptor).is_none() {
+                self.held += 1;
+            }
+            if !inode.in_clock {
+                inode.in_clock = true;
+                self.clock.push_back(id);
+            }
+        }
+    }
+
+    /// Closes idle descriptors until one more fits. One that will stay for good, because its inode has no
+    /// place, may take half of the budget at the most.
+    fn make_room(&mut self, is_for_good: bool) -> Result<(), Errno> {
+        let budget = if is_for_good { self.budget / 2 } else { self.budget };
+        // Twice around: once to take away the second chances, once to close.
+        let mut tries = 2 * self.clock.len();
+        while self.held >= budget && tries > 0 {
+            tries -= 1;
+            let Some(id) = self.clock.pop_front() else { break };
+            self.close_if_idle(id);
+        }
+        // A few more than the budget do no harm: half of the limit is not even ours. But a guest that
+        // hoards removed files is stopped here.
+        if self.held >= self.budget + self.budget / 8 + 8 {
+            return Err(Errno::NFILE);
+        }
+        Ok(())
+    }
+
+    fn close_if_idle(&mut self, id: u64) {
+        let Some(inode) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        if inode.was_used || inode.place.is_none() {
+            inode.was_used = false;
+            self.clock.push_back(id);
+            return;
+        }
+        inode.in_clock = false;
+        if inode.descriptor.take().is_some() {
+            self.held -= 1;
+        }
+    }
+
+    fn put_at(&mut self, id: u64, directory: u64, name: &CStr) {
+        let Some(inode) = self.nodes.get(&id) else { return };
+        if let Some((known, called)) = &inode.place
+            && *known == directory
+            && called.as_ref() == name
+        {
+            return;
+        }
+        self.lose_place(id);
+        let place: Place = (directory, Arc::from(name));
+        if let Some(before) = self.by_place.insert(place.clone(), id)
+            && let Some(inode) = self.nodes.get_mut(&before)
+        {
+            inode.place = None;
+        }
+        if let Some(inode) = self.nodes.get_mut(&id) {
+            inode.place = Some(place);
+        }
+    }
+
+    fn lose_place(&mut self, id: u64) {
+        if let Some(inode) = self.nodes.get_mut(&id)
+            && let Some(place) = inode.place.take()
+        {
+            self.by_place.remove(&place);
+        }
+    }
+
+    fn drop_inode(&mut self, id: u64) {
+        self.lose_place(id);
+        if let Some(inode) = self.nodes.remove(&id) {
+            self.held -= usize::from(inode.descriptor.is_some());
+            if self.by_identity.get(&inode.identity) == Some(&id) {
+                self.by_identity.remove(&inode.identity);
+            }
+        }
+        // Ids of dropped inodes are left in the clock and skipped there; they must not pile up.
+        if self.clock.len() > 64 + 2 * self.held {
+            self.clock.retain(|id| self.nodes.contains_key(id));
+        }
+    }
+}
+
+/// An inode that is not at its place any more is stale, whatever stands there now.
+fn stale(error: Errno) -> Errno {
+    match error {
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV => Errno::STALE,
+        error => error,
+    }
+}
