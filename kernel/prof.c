@@ -1,10 +1,11 @@
 /*
  * QEMU TCG plugin: counts the instructions that a guest kernel executes until init's first one.
  *
- *   -plugin prof.so,out=FILE,start=ADDR[,wait=FROM-TO...]
+ *   -plugin prof.so,out=FILE,start=ADDR[,wait=FROM-TO...][,spin=LOW-HIGH...]
  *
  * start   start_kernel: from there on, the first instruction at a user address is init's. It ends QEMU.
  * wait    what runs from FROM until TO is a wait for a timer that a KVM guest does not make: counted apart.
+ * spin    code at LOW <= address < HIGH only spins until a time has passed: counted apart, with the waits.
  *
  * FILE has one line "total N waits N repeats N", then "COUNT ADDRESS REPEATS FIRST" for each translated block:
  * instructions executed in it outside waits, its address, iterations of its string instructions beyond the
@@ -41,6 +42,7 @@ __attribute__((visibility("default"))) int qemu_plugin_version = 4;
 /* One per block address; a block that is translated again adds to the same entry. */
 struct block {
 	uint64_t address, count, repeats, first;
+	bool spin;
 	struct block *next;
 };
 
@@ -50,12 +52,13 @@ struct translation {
 	unsigned length;
 };
 
-enum { BUCKETS = 1 << 16, MAX_WAITS = 16 };
+enum { BUCKETS = 1 << 16, MAX_WAITS = 16, MAX_SPINS = 32 };
 static const uint64_t USER_END = 1ull << 47;
 static struct block *blocks[BUCKETS];
 static uint64_t total, waits, repeats, start;
 static struct { uint64_t from, to; } wait_ranges[MAX_WAITS];
-static int wait_count;
+static struct { uint64_t low, high; } spin_ranges[MAX_SPINS];
+static int wait_count, spin_count;
 static int waiting = -1;
 static bool started;
 static const char *out = "prof.out";
@@ -85,6 +88,10 @@ static void executed(unsigned cpu, void *data)
 	if (b->address == start)
 		started = true;
 	if (started && b->address < USER_END) {
+		if (waiting >= 0) {
+			fprintf(stderr, "prof: a wait did not end before init\n");
+			_exit(3);
+		}
 		report();
 		_exit(0);
 	}
@@ -93,7 +100,7 @@ static void executed(unsigned cpu, void *data)
 	for (int i = 0; waiting < 0 && i < wait_count; i++)
 		if (b->address == wait_ranges[i].from)
 			waiting = i;
-	if (waiting >= 0) {
+	if (waiting >= 0 || b->spin) {
 		waits += t->length;
 		return;
 	}
@@ -122,6 +129,8 @@ static struct block *find(uint64_t address)
 			return b;
 	b = calloc(1, sizeof(*b));
 	b->address = address;
+	for (int i = 0; i < spin_count; i++)
+		b->spin |= address >= spin_ranges[i].low && address < spin_ranges[i].high;
 	b->next = *head;
 	return *head = b;
 }
@@ -178,6 +187,9 @@ int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, 
 		else if (!strncmp(argv[i], "wait=", 5) && wait_count < MAX_WAITS &&
 			 sscanf(argv[i] + 5, "%lx-%lx", &wait_ranges[wait_count].from, &wait_ranges[wait_count].to) == 2)
 			wait_count++;
+		else if (!strncmp(argv[i], "spin=", 5) && spin_count < MAX_SPINS &&
+			 sscanf(argv[i] + 5, "%lx-%lx", &spin_ranges[spin_count].low, &spin_ranges[spin_count].high) == 2)
+			spin_count++;
 		else
 			return -1;
 	}

@@ -9,17 +9,22 @@ import json
 import re
 from collections import Counter
 
-PHASES = """start_kernel setup_arch e820__memblock_setup init_mem_mapping x86_init_noop paging_init sparse_init
-free_area_init setup_per_cpu_areas build_all_zonelists mm_core_init memblock_free_all kmem_cache_init vmalloc_init
-poking_init trap_init sched_init radix_tree_init maple_tree_init rcu_init early_irq_init init_IRQ tick_init
-timekeeping_init time_init random_init console_init late_time_init calibrate_delay arch_cpu_finalize_init
-cpu_select_mitigations alternative_instructions apply_returns apply_retpolines apply_alternatives static_call_init
-fork_init vfs_caches_init signals_init proc_root_init nsfs_init cpuset_init cgroup_init taskstats_init_early
-rest_init kernel_init kernel_init_freeable smp_prepare_cpus workqueue_init smp_init sched_init_smp
-page_alloc_init_late do_basic_setup driver_init wait_for_initramfs do_populate_rootfs prepare_namespace
-free_initmem mark_readonly pti_finalize rcu_end_inkernel_boot do_sysctl_args kernel_execve""".split()
-# Waits that a KVM guest makes too (udelay in hardware set-up); their length is a time, not a count.
-DELAYS = {"delay_loop", "delay_tsc", "delay_halt", "__delay", "__const_udelay", "__udelay"}
+PHASES = """start_kernel setup_arch early_cpu_init e820__memory_setup parse_early_param init_hypervisor_platform
+tsc_early_init early_alloc_pgt_buf e820__memblock_setup init_mem_mapping setup_log_buf initmem_init topology_apply_cmdline_limits_early
+paging_init sparse_init free_area_init init_apic_mappings topology_init_possible_cpus e820__reserve_resources
+static_call_init setup_per_cpu_areas smp_prepare_boot_cpu boot_cpu_hotplug_init parse_args random_init_early vfs_caches_init_early
+sort_main_extable trap_init mm_core_init build_all_zonelists mem_init memblock_free_all kmem_cache_init
+vmalloc_init pti_init execmem_init poking_init sched_init radix_tree_init maple_tree_init workqueue_init_early rcu_init
+early_irq_init init_IRQ tick_init init_timers srcu_init hrtimers_init softirq_init timekeeping_init time_init
+random_init perf_event_init console_init setup_per_cpu_pageset sched_clock_init x86_late_time_init tsc_init
+calibrate_delay arch_cpu_finalize_init cpu_select_mitigations fpu__init_system alternative_instructions apply_retpolines
+apply_returns apply_alternatives pid_idr_init anon_vma_init cred_init fork_init proc_caches_init uts_ns_init
+key_init net_ns_init vfs_caches_init pagecache_init signals_init seq_file_init proc_root_init nsfs_init pidfs_init
+cpuset_init cgroup_init taskstats_init_early rest_init kernel_init kernel_init_freeable
+print_cpu_info workqueue_init init_mm_internals rcu_init_tasks_generic smp_init sched_init_smp
+workqueue_init_topology async_init page_alloc_init_late driver_init wait_for_initramfs do_populate_rootfs
+console_on_rootfs prepare_namespace free_initmem mark_rodata_ro pti_finalize rcu_end_inkernel_boot do_sysctl_args
+kernel_execve""".split()
 
 
 def symbols(path):
@@ -61,8 +66,6 @@ def main():
             repeats_of[name] += int(repeated)
             if at.get(name) == address:
                 first[name] = int(start)
-    delays = sum(by_function[d] for d in DELAYS)
-    instructions = total - delays
 
     known = set(PHASES) | set(initcalls)
     starts = sorted((start, name) for name, start in first.items() if name in known)
@@ -74,8 +77,8 @@ def main():
                  for n, c in sorted(by_function.items(), key=lambda x: -x[1] - repeats_of[x[0]])]
 
     if args.json:
-        print(json.dumps({"name": args.name, "instructions": instructions, "repeats": repeats, "delays": delays,
-                          "calibration_waits": waits, "phases": phases[:args.top],
+        print(json.dumps({"name": args.name, "instructions": total, "rep_iterations": repeats,
+                          "waits": waits, "phases": phases[:args.top],
                           "functions": functions[:args.top]}, indent=1))
         return
     if args.functions:
@@ -85,10 +88,9 @@ def main():
         for p in phases[:args.top]:
             kind = f"initcall {p['initcall']}" if p["initcall"] else "step"
             print(f"{p['instructions_and_repeats']:>10}  {kind:<16} {p['phase']}")
-    print(f"{args.name} {instructions} instructions 1 tcg")
+    print(f"{args.name} {total} instructions 1 tcg")
     print(f"{args.name}.rep_iterations {repeats} iterations 1 tcg")
-    print(f"{args.name}.delay_loops {delays} instructions 1 tcg")
-    print(f"{args.name}.calibration_waits {waits} instructions 1 tcg")
+    print(f"{args.name}.waits {waits} instructions 1 tcg")
 
 
 main()
