@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+mod cli;
 mod confinement;
 mod files;
 mod guests;
@@ -25,5 +26,6 @@ fn main() -> ExitCode {
         lifecycle::SCENARIOS,
         refusals::SCENARIOS,
         guests::SCENARIOS,
+        cli::SCENARIOS,
     ])
 }
