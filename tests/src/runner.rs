@@ -70,8 +70,11 @@ fn run(scenarios: &[&[Scenario]], options: &Options) -> ExitCode {
     let chosen = |scenario: &&Scenario| {
         options.words.is_empty() || options.words.iter().any(|w| scenario.name.contains(w))
     };
-    // A claim about guests is none about processes: not counted there, not even as skipped.
-    let speaks_of = |s: &Scenario, i: Isolation| i == Isolation::Vm || !s.needs.contains(&Requirement::Vm);
+    // A claim about guests is none about processes, and other runtimes have no guests: not counted as skipped.
+    let speaks_of = |s: &Scenario, i: Isolation| match i {
+        Isolation::Process => !s.needs.contains(&Requirement::Vm),
+        Isolation::Vm => runtime.is_moat(),
+    };
     let work: Vec<(&Scenario, Isolation)> = all()
         .filter(chosen)
         .flat_map(|s| options.isolations.iter().map(move |i| (s, *i)))
@@ -128,7 +131,7 @@ fn run(scenarios: &[&[Scenario]], options: &Options) -> ExitCode {
 }
 
 fn judge(scenario: &Scenario, runtime: &Runtime, isolation: Isolation) -> Verdict {
-    if !runtime.is_moat() && (isolation == Isolation::Vm || scenario.needs.contains(&Requirement::Moat)) {
+    if !runtime.is_moat() && scenario.needs.contains(&Requirement::Moat) {
         return Verdict::Skipped(format!("says nothing about {}", runtime.program.display()));
     }
     let for_vm: &[Requirement] = if isolation == Isolation::Vm {
