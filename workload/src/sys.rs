@@ -137,6 +137,16 @@ pub fn join_namespaces(pidfd: BorrowedFd<'_>, flags: u64) -> io::Result<()> {
     check(unsafe { libc::setns(pidfd.as_raw_fd(), flags) }.into()).map(drop)
 }
 
+/// Sends a signal, real-time ones included, to the process behind a pidfd.
+///
+/// # Errors
+/// `ESRCH` when it has ended, `EINVAL` for a number that is no signal; else as `pidfd_send_signal(2)`.
+pub fn send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    let (pidfd, info) = (pidfd.as_fd().as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+    // SAFETY: without a siginfo the call reads no memory of ours.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd, signal, info, 0) }).map(drop)
+}
+
 /// Changes of mount attributes (`struct mount_attr`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
