@@ -60,6 +60,8 @@ pub struct Vsock {
     table: Table,
     /// Between activation and reset.
     session: Option<Session>,
+    /// The driver has reset the device, and its streams were not told yet.
+    was_reset: bool,
 }
 
 impl Vsock {
@@ -87,6 +89,7 @@ impl Vsock {
                 host,
                 table: Table::default(),
                 session: None,
+                was_reset: false,
             },
             handle,
         ))
@@ -95,6 +98,7 @@ impl Vsock {
     /// All that changes, but for descriptors and queues, for a snapshot: receive buffers that the device
     /// held back are given to the driver empty first, so that nothing else is in its hands.
     pub fn state(&mut self) -> &Table {
+        self.finish_reset();
         if let Some(session) = &mut self.session {
             session.release_spares();
         }
@@ -111,10 +115,21 @@ impl Vsock {
         }
     }
 
-    /// Sends what there is for the guest.
-    fn send(&mut self) {
+    /// What a reset leaves to do, before anything else is done with the streams.
+    fn finish_reset(&mut self) {
+        if std::mem::take(&mut self.was_reset) {
+            self.table.end_all(&self.host);
+        }
+    }
+
+    /// Takes what the guest has sent, if `take`, and sends what there is for it.
+    fn exchange(&mut self, take: bool) {
         if let Some(session) = &mut self.session {
+            if take {
+                session.take(&mut self.table, &self.host);
+            }
             session.send(&mut self.table, &self.host);
+            session.notify();
         }
     }
 }
@@ -148,27 +163,25 @@ impl VirtioDevice for Vsock {
         data[..len].copy_from_slice(&tail[..len]);
     }
 
+    // Both are called for a register write, so by a vCPU's thread, which is to have few system calls: they
+    // leave the work to the device's own.
+
     fn activate(&mut self, activation: Activation) {
         self.session = Session::new(activation);
-        self.run_commands();
-        self.send();
+        self.host.mailbox.wake();
     }
 
     fn reset(&mut self) {
-        if self.session.take().is_some() {
-            self.table.end_all(&self.host);
-        }
+        self.session = None;
+        self.was_reset = true;
+        self.host.mailbox.wake();
     }
 
     fn queue_kicked(&mut self, index: usize) {
-        if index == TX
-            && let Some(session) = &mut self.session
-        {
-            session.take(&mut self.table, &self.host);
-        }
+        self.finish_reset();
         // The event queue only gets buffers for events, of which there are none to tell.
         if index == TX || index == RX {
-            self.send();
+            self.exchange(index == TX);
         }
     }
 
@@ -177,19 +190,19 @@ impl VirtioDevice for Vsock {
     }
 
     fn event_ready(&mut self) {
+        self.finish_reset();
+        let mut woken = false;
         for token in self.host.epoll.ready() {
             match token {
-                Token::Wake => {
-                    self.run_commands();
-                    // A batch may have been cut short.
-                    if let Some(session) = &mut self.session {
-                        session.take(&mut self.table, &self.host);
-                    }
-                }
+                Token::Wake => woken = true,
                 Token::Stream(port, side) => self.table.ready(port, side, &self.host),
             }
         }
-        self.send();
+        if woken {
+            self.run_commands();
+        }
+        // A device that has woken itself has cut a batch short.
+        self.exchange(woken);
     }
 }
 

@@ -568,6 +568,131 @@ fn a_batch_of_packets_costs_one_interrupt() {
     assert_eq!(sockets.streams[&id.0].received.len(), 40_000);
 }
 
+/// With event indices the driver kicks only for the entry that the device has named.
+#[test]
+fn the_receive_queue_is_not_kicked_as_long_as_there_are_buffers() {
+    use crate::devices::virtio::test_driver::TestDriver;
+    let mut guest = FakeGuest::new();
+    guest.activate_with(TestDriver::with_event_idx, true);
+    let (mut writer, endpoint) = input();
+    guest
+        .handle
+        .connect(GUEST_PORT, b"pre".to_vec(), endpoint)
+        .unwrap();
+    let mut sockets = GuestSockets::default();
+    for _ in 0..20 {
+        writer.write_all(b"a little").unwrap();
+        sockets.run(&mut guest);
+    }
+    assert_eq!(
+        guest.rx.avail_event(),
+        0,
+        "the kick for the first buffer, and no other, was asked for"
+    );
+
+    // 240,000 bytes into 64 buffers of 3,732, none of which is given back.
+    for _ in 0..4 {
+        writer.write_all(&[1; 60_000]).unwrap();
+        guest.run();
+    }
+    assert_ne!(guest.rx.avail_event(), 0, "out of buffers: asked for a kick");
+}
+
+#[test]
+fn a_flood_on_one_stream_does_not_hold_up_another() {
+    let mut flood = tempfile::tempfile().unwrap();
+    flood.write_all(&pattern(1 << 20)).unwrap();
+    std::io::Seek::rewind(&mut flood).unwrap();
+    let endpoint = Endpoint {
+        input: Some(flood.into()),
+        output: None,
+    };
+    let (mut guest, mut sockets, id) = connected(b"", endpoint);
+    let (mut writer, endpoint) = input();
+    let other = guest.handle.connect(1, Vec::new(), endpoint).unwrap();
+    sockets.run(&mut guest);
+    // The guest frees its window just as the other stream has something.
+    let (_, update) = sockets.streams.get_mut(&id.0).unwrap().read(usize::MAX);
+    writer.write_all(b"x").unwrap();
+    guest.queue(&update.unwrap(), &[]);
+    guest.device.event_ready();
+    guest.kick_tx();
+    let packets = guest.receive(false);
+    assert!(packets.len() > 20, "the flood goes on");
+    assert!(
+        packets
+            .iter()
+            .take(3)
+            .any(|(header, _)| header.src_port == other.0)
+    );
+}
+
+#[test]
+fn sixteen_streams_at_once_keep_their_bytes_apart() {
+    let mut guest = FakeGuest::new();
+    guest.activate(true);
+    let mut sockets = GuestSockets::default();
+    let mut ends = Vec::new();
+    for i in 0..16 {
+        let (test_end, endpoint) = socket();
+        let id = guest.handle.connect(GUEST_PORT, Vec::new(), endpoint).unwrap();
+        let data: Vec<u8> = pattern(200_000 + 1000 * i)
+            .into_iter()
+            .map(|byte| byte ^ u8::try_from(i).unwrap())
+            .collect();
+        let (mut writer, mut reader, expected) = (test_end.try_clone().unwrap(), test_end, data.clone());
+        let writing = std::thread::spawn(move || {
+            writer.write_all(&data).unwrap();
+            writer.shutdown(std::net::Shutdown::Write).unwrap();
+        });
+        let reading = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).unwrap();
+            bytes == expected
+        });
+        ends.push((id, writing, reading));
+    }
+    let (mut waiting, mut closed) = (vec![Vec::new(); 16], [false; 16]);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while ends.iter().any(|(id, ..)| guest.ended(*id).is_none()) {
+        assert!(Instant::now() < deadline, "stuck");
+        if guest.wait(Duration::from_millis(1)) {
+            guest.device.event_ready();
+        }
+        let packets = guest.receive(true);
+        sockets.handle(&mut guest, packets);
+        for (i, (id, ..)) in ends.iter().enumerate() {
+            let Some(stream) = sockets.streams.get_mut(&id.0) else {
+                continue;
+            };
+            let (bytes, update) = stream.read(10_000 * (i + 1));
+            let finished = stream.received.is_empty() && stream.host_shutdown & SEND != 0;
+            waiting[i].extend(bytes);
+            if let Some(update) = update.filter(|_| !closed[i]) {
+                guest.send(&update, &[]);
+            }
+            let sent = sockets.send(&mut guest, id.0, &waiting[i]);
+            waiting[i].drain(..sent);
+            if finished && waiting[i].is_empty() && !closed[i] && guest.tx_slots() > 0 {
+                closed[i] = true;
+                let close = sockets
+                    .streams
+                    .get_mut(&id.0)
+                    .unwrap()
+                    .packet(Op::Shutdown, BOTH, 0);
+                guest.send(&close, &[]);
+            }
+        }
+        let events = guest.handle.take_events();
+        guest.events.extend(events);
+    }
+    for (id, writing, reading) in ends {
+        writing.join().unwrap();
+        assert!(reading.join().unwrap(), "{id:?}");
+        assert_eq!(guest.ended(id), Some(StreamEvent::Closed));
+    }
+}
+
 #[test]
 fn regular_files_are_both_input_and_output() {
     let data = pattern(300_000);
@@ -699,6 +824,23 @@ fn a_snapshot_leaves_no_receive_buffer_in_the_devices_hands() {
             .collect::<Vec<_>>(),
         vec![0]
     );
+}
+
+#[test]
+fn the_state_goes_through_serde_and_back() {
+    let (mut slow, endpoint) = output();
+    let (mut guest, mut sockets, id) = connected(b"", endpoint);
+    sockets.send(&mut guest, id.0, &pattern(200_000));
+    guest.send(&from_guest(Op::Request, 9), &[]);
+    let state = postcard::to_allocvec(guest.device.state()).unwrap();
+    let mut back: Table = postcard::from_bytes(&state).unwrap();
+    let stream = guest.device.table.stream(id.0).unwrap();
+    let restored = back.stream(id.0).unwrap();
+    assert_eq!(restored.connection, stream.connection);
+    assert_eq!(restored.held_len(), 200_000 - (64 << 10));
+    assert!(!restored.end.has_output(), "descriptors are not kept");
+    assert_eq!(postcard::to_allocvec(&back).unwrap(), state);
+    assert_eq!(slow.read(&mut [0; 1]).unwrap(), 1);
 }
 
 /// What the property test does in one step.

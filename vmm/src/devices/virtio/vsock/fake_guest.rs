@@ -8,6 +8,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::device::{Vsock, VsockConfig};
 use super::handle::{StreamEvent, StreamId, VsockHandle};
 use super::packet::{HEADER_LEN, Header, Op};
+use crate::devices::virtio::queue::DeviceQueue;
 use crate::devices::virtio::test_driver::{NEXT, RawDescriptor, TestDriver, WRITE, test_memory};
 use crate::devices::virtio::{Activation, GuestMemory, VirtioDevice};
 
@@ -56,9 +57,18 @@ impl FakeGuest {
 
     /// The driver starts, with all its receive buffers when `buffers`.
     pub fn activate(&mut self, buffers: bool) {
-        let (rx, rx_queue) = TestDriver::new(&self.memory, 0x1000, RX_BUFFERS);
-        let (tx, tx_queue) = TestDriver::new(&self.memory, 0x4_0000, 2 * TX_PACKETS);
-        let (_, event_queue) = TestDriver::new(&self.memory, 0x8_0000, 8);
+        self.activate_with(TestDriver::new, buffers);
+    }
+
+    /// As [`FakeGuest::activate`], with a kind of queue.
+    pub fn activate_with(
+        &mut self,
+        queue: fn(&GuestMemory, u64, u16) -> (TestDriver, DeviceQueue),
+        buffers: bool,
+    ) {
+        let (rx, rx_queue) = queue(&self.memory, 0x1000, RX_BUFFERS);
+        let (tx, tx_queue) = queue(&self.memory, 0x4_0000, 2 * TX_PACKETS);
+        let (_, event_queue) = queue(&self.memory, 0x8_0000, 8);
         (self.rx, self.tx) = (rx, tx);
         for at in [0x1000u64, 0x4_0000, 0x8_0000] {
             // Rings of an earlier life.

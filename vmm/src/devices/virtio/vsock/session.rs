@@ -1,8 +1,9 @@
 //! The queues between activation and reset: packets out of the transmit queue, packets into the receive
 //! queue.
 //!
-//! A batch ends with one interrupt at the most. It ends early when it has become long, so that a guest
-//! that never stops cannot keep the event loop from its other devices; the device then wakes itself.
+//! The driver is interrupted once for all that one call of the device has done. A batch ends early when it
+//! has become long, so that a guest that never stops cannot keep the event loop from its other devices;
+//! the device then wakes itself.
 
 use std::collections::VecDeque;
 
@@ -40,8 +41,9 @@ pub struct Session {
     /// Receive buffers taken from the queue for bytes that then did not come. Used first. At most
     /// [`BULK_CHAINS`].
     spare: VecDeque<Chain>,
-    /// Receive buffers were given back since the driver was last notified.
+    /// Receive buffers, and transmit packets, were given back since the driver was last notified.
     filled: bool,
+    taken: bool,
 }
 
 /// What came of one turn of a stream.
@@ -65,6 +67,7 @@ impl Session {
             _event: event,
             spare: VecDeque::new(),
             filled: false,
+            taken: false,
         })
     }
 
@@ -73,8 +76,19 @@ impl Session {
     pub fn release_spares(&mut self) {
         for chain in std::mem::take(&mut self.spare) {
             self.rx.push(&self.memory, chain.head(), 0);
+            self.filled = true;
         }
-        self.rx.notify(&self.memory);
+        self.notify();
+    }
+
+    /// Interrupts the driver for what was done since the last call, if it wants that.
+    pub fn notify(&mut self) {
+        if std::mem::take(&mut self.filled) {
+            self.rx.notify(&self.memory);
+        }
+        if std::mem::take(&mut self.taken) {
+            self.tx.notify(&self.memory);
+        }
     }
 
     /// Takes packets from the guest, one batch.
@@ -92,20 +106,15 @@ impl Session {
 
     /// Returns whether the queue was emptied.
     fn take_batch(&mut self, table: &mut Table, host: &Host) -> bool {
-        for taken in 0..BATCH {
+        for _ in 0..BATCH {
             let head = match self.tx.pop(&self.memory, &LIMIT) {
-                None => {
-                    if taken > 0 {
-                        self.tx.notify(&self.memory);
-                    }
-                    return true;
-                }
+                None => return true,
                 Some(Err((head, _))) => head,
                 Some(Ok(chain)) => self.packet(chain, table, host),
             };
             self.tx.push(&self.memory, head, 0);
+            self.taken = true;
         }
-        self.tx.notify(&self.memory);
         false
     }
 
@@ -144,9 +153,6 @@ impl Session {
                 Turn::Idle => {}
                 Turn::Starved => break,
             }
-        }
-        if std::mem::take(&mut self.filled) {
-            self.rx.notify(&self.memory);
         }
         if budget == 0 {
             host.mailbox.wake();

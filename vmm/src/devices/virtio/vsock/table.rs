@@ -37,11 +37,15 @@ pub struct Table {
     pub(super) turns: VecDeque<u32>,
     /// Resets owed.
     pub(super) resets: VecDeque<Header>,
-    /// Packets that the guest should not have sent, or that could not be answered.
     pub(super) mistakes: u64,
 }
 
 impl Table {
+    /// Packets that the guest should not have sent, or that belong to no stream.
+    pub fn mistakes(&self) -> u64 {
+        self.mistakes
+    }
+
     /// The stream at a local port.
     pub fn stream(&mut self, port: u32) -> Option<&mut Stream> {
         self.streams.get_mut(&port)
