@@ -81,6 +81,12 @@ impl Fs {
         (server.inodes.len(), server.inodes.held(), server.handles.len())
     }
 
+    /// Bytes that the argument and answer buffers take.
+    #[cfg(test)]
+    pub(super) fn args_held(&self) -> usize {
+        self.args.capacity() + self.reply.capacity()
+    }
+
     /// Answers one chain; the number of bytes written to it.
     fn answer(&mut self, memory: &GuestMemory, chain: &mut Chain) -> Result<u32, ChainError> {
         let mut header = [0; InHeader::SIZE];

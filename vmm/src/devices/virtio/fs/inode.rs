@@ -78,7 +78,8 @@ pub(super) struct Inode {
 pub(super) struct Inodes {
     nodes: HashMap<u64, Inode>,
     by_identity: HashMap<Identity, u64>,
-    by_place: HashMap<Place, u64>,
+    /// By directory, then by name.
+    by_place: HashMap<u64, HashMap<Arc<CStr>, u64>>,
     next_id: u64,
     /// Ids that may hold a descriptor, longest idle first.
     clock: VecDeque<u64>,
@@ -142,7 +143,7 @@ impl Inodes {
 
     /// The inode that was last seen under this name, if any is known.
     pub(super) fn at(&self, directory: u64, name: &CStr) -> Option<u64> {
-        self.by_place.get(&(directory, Arc::from(name))).copied()
+        self.by_place.get(&directory)?.get(name).copied()
     }
 
     /// Counts one more reference of the guest to the inode found, which may be new, and returns its id.
@@ -247,7 +248,7 @@ impl Inodes {
 
     /// The guest has removed a name.
     pub(super) fn removed(&mut self, directory: u64, name: &CStr) {
-        if let Some(id) = self.by_place.remove(&(directory, Arc::from(name)))
+        if let Some(id) = self.leave_place(directory, name)
             && let Some(inode) = self.nodes.get_mut(&id)
         {
             inode.place = None;
@@ -439,7 +440,8 @@ impl Inodes {
         }
         self.lose_place(id);
         let place: Place = (directory, Arc::from(name));
-        if let Some(before) = self.by_place.insert(place.clone(), id)
+        let names = self.by_place.entry(directory).or_default();
+        if let Some(before) = names.insert(Arc::clone(&place.1), id)
             && let Some(inode) = self.nodes.get_mut(&before)
         {
             inode.place = None;
@@ -451,10 +453,20 @@ impl Inodes {
 
     fn lose_place(&mut self, id: u64) {
         if let Some(inode) = self.nodes.get_mut(&id)
-            && let Some(place) = inode.place.take()
+            && let Some((directory, name)) = inode.place.take()
         {
-            self.by_place.remove(&place);
+            self.leave_place(directory, &name);
         }
+    }
+
+    /// Takes a name out of the index; the inode that was there.
+    fn leave_place(&mut self, directory: u64, name: &CStr) -> Option<u64> {
+        let names = self.by_place.get_mut(&directory)?;
+        let id = names.remove(name);
+        if names.is_empty() {
+            self.by_place.remove(&directory);
+        }
+        id
     }
 
     fn drop_inode(&mut self, id: u64) {

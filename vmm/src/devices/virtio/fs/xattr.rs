@@ -31,12 +31,12 @@ impl Server {
         let Some(file) = self.open_for_xattr(request)? else {
             return Err(Errno::NODATA);
         };
-        let mut value = vec![0; XATTR_MAX.min(room_for(&input, request))];
-        let len = if input.size == 0 {
-            rustix::fs::fgetxattr(&file, name, &mut [0u8; 0][..])?
-        } else {
-            rustix::fs::fgetxattr(&file, name, value.as_mut_slice())?
-        };
+        if input.size == 0 {
+            let len = rustix::fs::fgetxattr_query(&file, name)?;
+            return put_sized(&input, request, len, &[], reply);
+        }
+        let mut value = vec![0; XATTR_MAX.min(room_for(&input, request)?)];
+        let len = rustix::fs::fgetxattr(&file, name, value.as_mut_slice())?;
         value.truncate(len);
         put_sized(&input, request, len, &value, reply)
     }
@@ -55,7 +55,7 @@ impl Server {
                 }
             }
         }
-        if input.size != 0 && names.len() > room_for(&input, request) {
+        if input.size != 0 && names.len() > room_for(&input, request)? {
             return Err(Errno::RANGE);
         }
         put_sized(&input, request, names.len(), &names, reply)
@@ -102,7 +102,7 @@ impl Server {
             return Ok(known);
         }
         let file = self.proc.reopen(directory, FileType::Directory, OFlags::RDONLY)?;
-        let has = match rustix::fs::fgetxattr(&file, DEFAULT_ACL, &mut [0u8; 0][..]) {
+        let has = match rustix::fs::fgetxattr_query(&file, DEFAULT_ACL) {
             Ok(len) => len > 0,
             Err(Errno::NODATA | Errno::OPNOTSUPP) => false,
             Err(error) => return Err(error),
@@ -141,10 +141,13 @@ impl Server {
     }
 }
 
-fn room_for(input: &GetxattrSize, request: &Request<'_>) -> usize {
-    usize::try_from(input.size)
-        .unwrap_or(usize::MAX)
-        .min(request.room)
+/// Bytes that the guest takes, of a request that asks for some.
+fn room_for(input: &GetxattrSize, request: &Request<'_>) -> Result<usize, Errno> {
+    let size = usize::try_from(input.size).unwrap_or(usize::MAX);
+    match size.min(request.room) {
+        0 => Err(Errno::IO),
+        room => Ok(room),
+    }
 }
 
 fn put_sized(
