@@ -4,10 +4,13 @@
 //! calls it when the driver kicks a queue and when a descriptor of its own is ready. It touches guest
 //! memory only through [`chain::Chain`], which has checked every range.
 
+pub mod block;
 pub mod chain;
 pub mod fs;
 pub mod interrupt;
+pub mod mmio;
 pub mod queue;
+pub mod rng;
 #[cfg(test)]
 pub mod test_driver;
 pub mod vsock;
@@ -42,7 +45,8 @@ pub trait VirtioDevice: Send {
     /// Largest size of each queue; a power of two, 32,768 at the most.
     fn queue_sizes(&self) -> &[u16];
 
-    /// Feature bits offered. The transport adds `VIRTIO_F_VERSION_1` and refuses drivers without it.
+    /// Feature bits offered. The transport adds `VIRTIO_F_VERSION_1`, and refuses drivers without it, and
+    /// the two features of rings that [`queue::DeviceQueue`] serves: event indices and indirect tables.
     fn features(&self) -> u64;
 
     /// Reads the configuration space. Beyond its end the device leaves `data` zero.
