@@ -1,0 +1,444 @@
+//! The container's cgroup (config-linux.md "Control groups"): one directory in the cgroup2 tree, or one
+//! per hierarchy where the host still has v1.
+//!
+//! On v2 the container's init is cloned into its cgroup; on v1 the command line moves it there while it
+//! mounts (a move waits some 9 ms for all CPUs on either version, `CLONE_INTO_CGROUP` does not). The
+//! directories are planned first and recorded, then made, so that whatever ends moat in between can be
+//! cleaned up from the record.
+
+mod bpf;
+pub mod devices;
+pub mod hierarchy;
+pub mod remove;
+mod v1;
+mod v2;
+
+use std::borrow::Cow;
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use moat_protocol::workload_spec::CgroupMount;
+use rustix::fs::{Mode, OFlags};
+use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
+
+use self::hierarchy::Hierarchies;
+use crate::bundle::plan::Plan;
+use crate::bundle::resources::Resources;
+
+/// What can go wrong with a cgroup.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The mounted hierarchies can't be found out.
+    #[error("cannot find the mounted cgroup hierarchies")]
+    Find(#[source] io::Error),
+    /// Limits are asked for and there is nothing to set them with.
+    #[error(
+        "limits are asked for, but no cgroup hierarchy is mounted on {}",
+        hierarchy::MOUNT_POINT
+    )]
+    NoHierarchy,
+    /// `slice:prefix:name` or `--systemd-cgroup`.
+    #[error("the systemd cgroup driver is asked for, which moat does not have yet")]
+    Systemd,
+    /// A directory can't be made.
+    #[error("cannot make the cgroup {}", path.display())]
+    Create {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The container's cgroup is somebody else's.
+    #[error("the cgroup {} has processes in it already", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A limit is not accepted.
+    #[error("cannot write {value:?} to {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What was written.
+        value: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file can't be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A limit that this version of cgroups does not have.
+    #[error("`linux.resources.{field}` cannot be set: {reason}")]
+    Unsupported {
+        /// The field.
+        field: Cow<'static, str>,
+        /// Why.
+        reason: &'static str,
+    },
+    /// The device filter is not accepted.
+    #[error("cannot attach the device filter to {}", path.display())]
+    DeviceFilter {
+        /// The cgroup.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A process can't be signalled.
+    #[error("cannot send signal {number} to the processes of {}", path.display())]
+    Signal {
+        /// The cgroup.
+        path: PathBuf,
+        /// The signal.
+        number: u8,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory can't be removed.
+    #[error("cannot remove the cgroup {}", path.display())]
+    Remove {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// One file and what to write to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Setting {
+    /// v1: the controller whose hierarchy has the file. v2: not used.
+    controller: &'static str,
+    /// File name.
+    file: Cow<'static, str>,
+    /// Value.
+    value: String,
+    /// What to do where the kernel has no such file.
+    missing: Missing,
+}
+
+/// What to do where the kernel has no such file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Missing {
+    /// Fail: the limit would not hold.
+    Fail,
+    /// Go on: without the file there is nothing to limit.
+    Skip,
+    /// Write another file.
+    Instead { file: Cow<'static, str>, value: String },
+}
+
+impl Setting {
+    fn new(controller: &'static str, file: impl Into<Cow<'static, str>>, value: impl ToString) -> Setting {
+        Setting {
+            controller,
+            file: file.into(),
+            value: value.to_string(),
+            missing: Missing::Fail,
+        }
+    }
+
+    fn or(self, missing: Missing) -> Setting {
+        Setting { missing, ..self }
+    }
+}
+
+/// Default of `linux.resources.cpu.period`, in microseconds.
+pub const DEFAULT_CPU_PERIOD: u64 = v2::DEFAULT_PERIOD;
+
+/// What is written for these limits on cgroup v2: file name, value.
+///
+/// # Errors
+/// [`CgroupError::Unsupported`] for a limit that v2 does not have.
+pub fn v2_writes(resources: &Resources) -> Result<Vec<(String, String)>, CgroupError> {
+    let settings = v2::settings(resources)?;
+    Ok(settings
+        .into_iter()
+        .map(|setting| (setting.file.into_owned(), setting.value))
+        .collect())
+}
+
+/// Which cgroups the host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Version {
+    /// None, or none that we may use.
+    None,
+    /// A directory in each of several hierarchies.
+    V1,
+    /// One directory.
+    V2,
+}
+
+/// A container's directory in one hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Directory {
+    /// Controllers of the hierarchy; empty in the cgroup2 tree.
+    pub controllers: Vec<String>,
+    /// Mount point of the hierarchy.
+    pub mount: PathBuf,
+    /// The directory.
+    pub path: PathBuf,
+}
+
+/// A container's cgroup, made or to be made; kept in its record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cgroup {
+    /// Version.
+    pub version: Version,
+    /// Its directories.
+    pub directories: Vec<Directory>,
+}
+
+impl Cgroup {
+    /// Decides where the container's cgroup is, without making it.
+    ///
+    /// # Errors
+    /// When there is no hierarchy and limits are asked for.
+    pub fn locate(plan: &Plan, systemd: bool) -> Result<Cgroup, CgroupError> {
+        let named_by_slice = plan
+            .cgroups_path
+            .as_deref()
+            .is_some_and(|path| path.matches(':').count() == 2);
+        if systemd || named_by_slice {
+            return Err(CgroupError::Systemd);
+        }
+        let hierarchies = hierarchy::find().map_err(CgroupError::Find)?;
+        // Relative paths are taken from the root (config-linux.md: "relative to a runtime-determined
+        // location"). The prefix keeps an id from naming a cgroup of somebody else.
+        let path = plan
+            .cgroups_path
+            .clone()
+            .unwrap_or_else(|| format!("moat-{}", plan.id));
+        let path = path.trim_matches('/');
+        let directory = |controllers: Vec<String>, mount: PathBuf| {
+            let path = mount.join(path);
+            Directory {
+                controllers,
+                mount,
+                path,
+            }
+        };
+        Ok(match hierarchies {
+            Hierarchies::None if plan.resources.has_limits() => return Err(CgroupError::NoHierarchy),
+            Hierarchies::None => Cgroup {
+                version: Version::None,
+                directories: Vec::new(),
+            },
+            Hierarchies::V2 { mount } => Cgroup {
+                version: Version::V2,
+                directories: vec![directory(Vec::new(), mount)],
+            },
+            Hierarchies::V1(mounts) => Cgroup {
+                version: Version::V1,
+                directories: mounts
+                    .into_iter()
+                    .map(|h| directory(h.controllers, h.mount))
+                    .collect(),
+            },
+        })
+    }
+
+    /// Makes the directories. Gives back the one that init is to be cloned into, on v2.
+    ///
+    /// Without privileges and without limits to set, a container goes without a cgroup of its own.
+    ///
+    /// # Errors
+    /// When a directory can't be made, or has processes in it.
+    pub fn create(&mut self, plan: &Plan) -> Result<Option<OwnedFd>, CgroupError> {
+        match self.create_all() {
+            Err(CgroupError::Create { source, .. })
+                if is_refusal(&source)
+                    && !rustix::process::geteuid().is_root()
+                    && !plan.resources.has_limits() =>
+            {
+                *self = Cgroup {
+                    version: Version::None,
+                    directories: Vec::new(),
+                };
+            }
+            result => result?,
+        }
+        match (self.version, self.directories.first()) {
+            (Version::V2, Some(directory)) => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let opened = rustix::fs::open(&directory.path, flags, Mode::empty());
+                let failed = |error: rustix::io::Errno| CgroupError::Create {
+                    path: directory.path.clone(),
+                    source: error.into(),
+                };
+                opened.map(Some).map_err(failed)
+            }
+            (Version::None | Version::V1 | Version::V2, _) => Ok(None),
+        }
+    }
+
+    fn create_all(&self) -> Result<(), CgroupError> {
+        for directory in &self.directories {
+            match self.version {
+                Version::V2 => v2::enable_controllers(&directory.mount, &directory.path)?,
+                Version::V1 | Version::None => {}
+            }
+            make(&directory.mount, &directory.path)?;
+            if directory
+                .controllers
+                .iter()
+                .any(|controller| controller == "cpuset")
+            {
+                v1::inherit_cpuset(&directory.mount, &directory.path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves a process in, on v1; on v2 it was cloned into its place.
+    ///
+    /// # Errors
+    /// When a hierarchy does not take it.
+    pub fn join(&self, pid: Pid) -> Result<(), CgroupError> {
+        match self.version {
+            Version::None | Version::V2 => Ok(()),
+            Version::V1 => {
+                let pid = pid.as_raw_nonzero().to_string();
+                self.directories
+                    .iter()
+                    .try_for_each(|directory| write(&directory.path.join("cgroup.procs"), &pid))
+            }
+        }
+    }
+
+    /// Sets the limits and the device filter.
+    ///
+    /// # Errors
+    /// When a limit can't be set or does not exist here.
+    pub fn limit(&self, resources: &Resources) -> Result<(), CgroupError> {
+        let devices = devices::rules(&resources.devices)?;
+        match self.version {
+            Version::None => Ok(()),
+            Version::V1 => {
+                for setting in v1::device_settings(&devices)
+                    .into_iter()
+                    .chain(v1::settings(resources)?)
+                {
+                    let directory = self.directories.iter().find(|directory| {
+                        directory
+                            .controllers
+                            .iter()
+                            .any(|controller| controller == setting.controller)
+                    });
+                    match directory {
+                        Some(directory) => apply(&directory.path, &setting)?,
+                        // No hierarchy of devices: nothing on this host filters them.
+                        None if setting.controller == "devices" => {}
+                        None => {
+                            return Err(CgroupError::Unsupported {
+                                field: Cow::Owned(format!("({})", setting.file)),
+                                reason: "its cgroup hierarchy is not mounted",
+                            });
+                        }
+                    }
+                }
+                Ok(())
+            }
+            Version::V2 => {
+                let settings = v2::settings(resources)?;
+                self.directories.iter().try_for_each(|directory| {
+                    settings
+                        .iter()
+                        .try_for_each(|setting| apply(&directory.path, setting))?;
+                    v2::filter_devices(&directory.path, &devices)
+                })
+            }
+        }
+    }
+
+    /// How a mount of type `cgroup` is to be provided on this kernel.
+    pub fn mount_source(&self, own_namespace: bool) -> CgroupMount {
+        match (self.version, self.directories.first()) {
+            (Version::V2, Some(directory)) if !own_namespace => CgroupMount::V2Bind {
+                path: directory.path.to_string_lossy().into_owned(),
+            },
+            (Version::V2 | Version::None, _) => CgroupMount::V2,
+            (Version::V1, _) => v1::mount_source(&self.directories),
+        }
+    }
+}
+
+/// Errors by which the kernel says that cgroups are not ours.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+    )
+}
+
+/// Makes the directory and those above it, and sees that nobody is in it.
+fn make(mount: &Path, path: &Path) -> Result<(), CgroupError> {
+    let failed = |source| CgroupError::Create {
+        path: path.to_owned(),
+        source,
+    };
+    match fs::create_dir(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound && path != mount => {
+            fs::create_dir_all(path).map_err(failed)
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path != mount => {
+            if remove::processes(path)?.is_empty() {
+                Ok(())
+            } else {
+                Err(CgroupError::InUse {
+                    path: path.to_owned(),
+                })
+            }
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn apply(directory: &Path, setting: &Setting) -> Result<(), CgroupError> {
+    let written = write(&directory.join(&*setting.file), &setting.value);
+    match (written, &setting.missing) {
+        (Err(CgroupError::Write { source, .. }), Missing::Skip) if source.kind() == ErrorKind::NotFound => {
+            Ok(())
+        }
+        (Err(CgroupError::Write { source, .. }), Missing::Instead { file, value })
+            if source.kind() == ErrorKind::NotFound =>
+        {
+            write(&directory.join(&**file), value)
+        }
+        (written, Missing::Fail | Missing::Skip | Missing::Instead { .. }) => written,
+    }
+}
+
+/// Writes a file of a cgroup in one piece, and never makes one.
+fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
+    let opened = OpenOptions::new().write(true).open(path);
+    opened
+        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(|source| CgroupError::Write {
+            path: path.to_owned(),
+            value: value.to_owned(),
+            source,
+        })
+}
+
+fn read(path: &Path) -> Result<String, CgroupError> {
+    fs::read_to_string(path).map_err(|source| CgroupError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
