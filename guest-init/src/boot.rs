@@ -3,14 +3,18 @@
 //! The root that the kernel unpacks (a ramfs) can't be left by `pivot_root`, which the workload's mount
 //! namespace needs, so a tmpfs is moved over it first, as `switch_root` does.
 
-use std::{fs, io, os::fd::AsFd, path::Path};
+use std::{
+    fs, io,
+    os::fd::{AsFd, AsRawFd, IntoRawFd},
+    path::Path,
+};
 
 use moat_protocol::{
     phase::Phase,
     ports::{FS_TAG, GUEST_CELL},
 };
 use rustix::{
-    fs::Mode,
+    fs::{Mode, OFlags},
     mount::MountFlags,
     net::{AddressFamily, SocketFlags, SocketType},
 };
@@ -26,6 +30,9 @@ const NEW_ROOT: &str = "/moat";
 /// Why the guest is of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
+    /// Descriptors 0 to 2.
+    #[error("cannot reserve the standard descriptors")]
+    Descriptors(#[source] io::Error),
     /// A directory.
     #[error("cannot make directory {path}")]
     Directory {
@@ -49,6 +56,24 @@ pub enum BootError {
     /// The move onto the tmpfs.
     #[error("cannot enter the root at {NEW_ROOT}")]
     Root(#[source] io::Error),
+}
+
+/// Without a console the kernel starts init with descriptors 0 to 2 closed. Something must be there, or
+/// the next files that are opened would be, and a child's streams would be put in their place.
+///
+/// # Errors
+/// As `open(2)`.
+pub fn reserve_standard_descriptors() -> Result<(), BootError> {
+    loop {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let place = rustix::fs::open("/", flags, Mode::empty())
+            .map_err(|errno| BootError::Descriptors(errno.into()))?;
+        if place.as_raw_fd() > 2 {
+            return Ok(());
+        }
+        // stays open for good
+        let _ = place.into_raw_fd();
+    }
 }
 
 /// Mounts the kernel's file systems, marks [`Phase::InitStarted`], brings `lo` up and prepares cgroups.

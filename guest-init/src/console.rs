@@ -19,3 +19,10 @@ pub fn say(text: &str) {
             .and_then(|mut console| console.write_all(&line.as_bytes()[3..]));
     }
 }
+
+/// Says that this program is of no use anywhere but in a guest: on a host it would mount and reset.
+pub fn refuse() {
+    // nobody is left to tell when standard error is closed
+    let _ = std::io::stderr()
+        .write_all(b"guest-init is the first process of a moat microVM and runs nowhere else\n");
+}

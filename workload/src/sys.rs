@@ -334,6 +334,19 @@ pub fn default_signals() -> io::Result<()> {
         .map(drop)
 }
 
+/// Makes writing to a pipe or socket without a reader an error (`EPIPE`) instead of a death: what the
+/// start-up code of a Rust program does, for programs without it.
+///
+/// # Errors
+/// As `sigaction(2)`.
+pub fn ignore_sigpipe() -> io::Result<()> {
+    // SAFETY: SIG_IGN installs no handler of ours; it only changes what SIGPIPE does to this process.
+    match unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// Makes a terminal the controlling one of this process, which must lead a session without one.
 ///
 /// # Errors
