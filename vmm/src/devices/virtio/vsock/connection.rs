@@ -123,6 +123,7 @@ impl Connection {
     }
 
     /// Bytes received that have not left the device.
+    #[cfg(test)]
     pub fn held(&self) -> u32 {
         self.credit.held()
     }

@@ -907,7 +907,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     /// Whatever a guest sends and a host does: no panic, no more memory than the windows, every stream
     /// ends exactly once.

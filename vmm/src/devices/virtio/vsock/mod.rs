@@ -25,8 +25,8 @@
 //! ```
 //!
 //! - **Credit.** Every packet tells the sender's buffer size and how much has left it since the start; the
-//!   other side keeps the bytes under way below that ([`credit`]). So the transmit queue never waits for
-//!   a slow reader: what it cannot take at once is held, [`credit::BUF_ALLOC`] bytes a stream at the most.
+//!   other side keeps the bytes under way below that (`credit`). So the transmit queue never waits for
+//!   a slow reader: what it cannot take at once is held, `credit::BUF_ALLOC` bytes a stream at the most.
 //!   And the receive queue never holds what the guest cannot take.
 //! - **Ends.** `SHUTDOWN` has a flag for each direction; flags add up. A guest that has set both (Linux's
 //!   `close` does) is answered by `RST`, and so is one where both sides have ended what they send.
@@ -35,14 +35,14 @@
 //!   the host has nothing more to send either, `RST`: its writer gets `EPIPE`.
 //! - **No input.** A stream without input sends its preamble and leaves its direction open: nothing waits
 //!   for that end, and a reader in the guest is not woken for it. It ends with the guest's own end.
-//! - **Receive buffers** may be out. Then all waits, in [`table::Table`]: a bounded list of resets owed,
+//! - **Receive buffers** may be out. Then all waits, in `table::Table`: a bounded list of resets owed,
 //!   and in each stream what it still has to say. Nothing of the host is read before there is room for it.
 //!
 //! # Where to read
 //!
-//! [`packet`] the header, [`credit`] flow control, [`connection`] the state machine, [`endpoint`] the host's
-//! descriptors, [`stream`] both joined, [`table`] all streams, [`session`] the queues, [`device`] the
-//! [`VirtioDevice`](super::VirtioDevice), [`handle`] what the runtime holds.
+//! `packet` the header, `credit` flow control, `connection` the state machine, `endpoint` the host's
+//! descriptors, `stream` both joined, `table` all streams, `session` the queues, `device` the
+//! [`VirtioDevice`](super::VirtioDevice), `handle` what the runtime holds.
 //!
 //! The process must ignore `SIGPIPE`, as Rust programs do from the start.
 

@@ -47,12 +47,12 @@ impl Table {
     }
 
     /// The stream at a local port.
-    pub fn stream(&mut self, port: u32) -> Option<&mut Stream> {
+    pub(super) fn stream(&mut self, port: u32) -> Option<&mut Stream> {
         self.streams.get_mut(&port)
     }
 
     /// Carries out what the handle asks.
-    pub fn command(&mut self, command: Command, host: &Host) {
+    pub(super) fn command(&mut self, command: Command, host: &Host) {
         match command {
             Command::Connect {
                 id,
@@ -86,7 +86,7 @@ impl Table {
 
     /// Ends all streams that the guest knows of, as it has forgotten them. Those that it was not asked
     /// for yet stay.
-    pub fn end_all(&mut self, host: &Host) {
+    pub(super) fn end_all(&mut self, host: &Host) {
         self.resets.clear();
         let ports: Vec<u32> = self.streams.keys().copied().collect();
         for port in ports {
@@ -99,7 +99,7 @@ impl Table {
     }
 
     /// A descriptor has become ready.
-    pub fn ready(&mut self, port: u32, side: Side, host: &Host) {
+    pub(super) fn ready(&mut self, port: u32, side: Side, host: &Host) {
         let Some(stream) = self.streams.get_mut(&port) else {
             return;
         };
@@ -109,7 +109,7 @@ impl Table {
     }
 
     /// A packet for this device from the guest, whose payload (if it has any) is `payload`.
-    pub fn receive(&mut self, header: &Header, payload: Option<&[VolatileSlice<'_>]>, host: &Host) {
+    pub(super) fn receive(&mut self, header: &Header, payload: Option<&[VolatileSlice<'_>]>, host: &Host) {
         let port = header.dst_port;
         let known = |stream: &&mut Stream| {
             header.socket_type == VIRTIO_VSOCK_TYPE_STREAM
@@ -157,7 +157,7 @@ impl Table {
     }
 
     /// After a change: ends the stream if it is over, else gives it a turn if it has something to send.
-    pub fn settle(&mut self, port: u32, host: &Host) {
+    pub(super) fn settle(&mut self, port: u32, host: &Host) {
         let Some(stream) = self.streams.get_mut(&port) else {
             return;
         };
