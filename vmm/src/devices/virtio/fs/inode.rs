@@ -2,17 +2,7 @@
 //!
 //! An inode is identified by mount, device and number, so a file seen through two bind mounts is two
 //! inodes and a hard link is one. The guest's references are counted; at 0 the inode is dropped. Node ids
-//! are never used twice.
-//!
-//! # Descriptors
-//! A guest may know a hundred thousand inodes while the process may hold a thousand descriptors. File
-//! handles (`open_by_handle_at`) need `CAP_DAC_READ_SEARCH`, which the VMM does not keep. So each inode
-//! remembers its *place*, the directory and name under which it was last seen. Past the budget the inode
-//! that was idle longest (second chance) loses its `O_PATH` descriptor; the next use opens it again from
-//! the place, and only if mount, device, number and birth time are still the same. What the guest itself renames or removes
-//! is followed exactly. An inode that has lost its last known place (removed, or made by `O_TMPFILE`)
-//! keeps its descriptor. Only what somebody else on the host moves away while the descriptor is closed is
-//! lost: that gives ESTALE, and the guest looks the path up again.
+//! are never used twice. The descriptors behind them are in `descriptors.rs`.
 //!
 //! # Snapshots
 //! Descriptors cannot be stored. A snapshot of a session would store id, references, identity and place of
@@ -32,9 +22,6 @@ use super::host::{self, Stat};
 /// Most inodes that a guest may hold references to; about 1 GiB of the VMM's memory. A guest that goes on
 /// gets ENFILE.
 const INODES_MAX: usize = 1 << 22;
-
-/// Longest chain of directories that is walked to open an inode again.
-const DEPTH_MAX: usize = 4096;
 
 /// What makes an inode the same inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -65,29 +52,29 @@ pub(super) struct Inode {
     pub(super) default_acl: Option<bool>,
     birth: (i64, u32),
     references: u64,
-    descriptor: Option<Arc<OwnedFd>>,
+    pub(super) descriptor: Option<Arc<OwnedFd>>,
     /// A descriptor of the guest's own opening serves as well, as long as there is one.
-    opened: Weak<OwnedFd>,
-    place: Option<Place>,
-    was_used: bool,
-    in_clock: bool,
+    pub(super) opened: Weak<OwnedFd>,
+    pub(super) place: Option<Place>,
+    pub(super) was_used: bool,
+    pub(super) in_clock: bool,
 }
 
 /// All inodes of a session.
 #[derive(Debug)]
 pub(super) struct Inodes {
-    nodes: HashMap<u64, Inode>,
+    pub(super) nodes: HashMap<u64, Inode>,
     by_identity: HashMap<Identity, u64>,
     /// By directory, then by name.
     by_place: HashMap<u64, HashMap<Arc<CStr>, u64>>,
     next_id: u64,
     /// Ids that may hold a descriptor, longest idle first.
-    clock: VecDeque<u64>,
+    pub(super) clock: VecDeque<u64>,
     /// Mounts seen, and whether birth times tell inodes apart there. On overlayfs they do not: they change
     /// when a file is copied up.
     births_count: HashMap<u64, bool>,
-    held: usize,
-    budget: usize,
+    pub(super) held: usize,
+    pub(super) budget: usize,
 }
 
 /// How an inode was found.
@@ -205,39 +192,6 @@ impl Inodes {
         }
     }
 
-    /// A descriptor of the inode, opened again if need be. Good for `*at` calls and for `/proc/self/fd`.
-    ///
-    /// # Errors
-    /// ESTALE when the id is unknown, or the inode is not where it was.
-    pub(super) fn descriptor(&mut self, id: u64) -> Result<Arc<OwnedFd>, Errno> {
-        if let Some(descriptor) = self.at_hand(id)? {
-            return Ok(descriptor);
-        }
-        let mut missing = vec![id];
-        let mut directory = loop {
-            let last = missing.last().copied().unwrap_or(id);
-            let parent = self.get(last)?.place.as_ref().ok_or(Errno::STALE)?.0;
-            if let Some(descriptor) = self.at_hand(parent)? {
-                break descriptor;
-            }
-            if missing.len() >= DEPTH_MAX {
-                return Err(Errno::STALE);
-            }
-            missing.push(parent);
-        };
-        for id in missing.into_iter().rev() {
-            directory = self.open_again(id, &directory)?;
-        }
-        Ok(directory)
-    }
-
-    /// The guest has opened the inode: as long as `opened` lives, it serves as the descriptor too.
-    pub(super) fn opened(&mut self, id: u64, opened: &Arc<OwnedFd>) {
-        if let Some(inode) = self.nodes.get_mut(&id) {
-            inode.opened = Arc::downgrade(opened);
-        }
-    }
-
     /// The name is about to be taken from the inode that has it: makes sure that the inode stays in
     /// reach. An inode that cannot be reached any more is gone already; that is no error.
     pub(super) fn keep_in_reach(&mut self, directory: u64, name: &CStr) {
@@ -292,19 +246,9 @@ impl Inodes {
         }
     }
 
-    /// Changes how many descriptors may be held: what is left of the common budget.
-    pub(super) fn set_budget(&mut self, budget: usize) {
-        self.budget = budget;
-    }
-
     /// Inodes known, the root included.
     pub(super) fn len(&self) -> usize {
         self.nodes.len()
-    }
-
-    /// Descriptors held, the root's not included.
-    pub(super) fn held(&self) -> usize {
-        self.held
     }
 
     /// The inode of this identity, unless the number has passed to another inode meanwhile.
@@ -322,7 +266,7 @@ impl Inodes {
     }
 
     /// Whether an inode of the same identity is the one known, and not a later one with its number.
-    fn is_same(&self, inode: &Inode, stat: &Stat) -> bool {
+    pub(super) fn is_same(&self, inode: &Inode, stat: &Stat) -> bool {
         let birth = self.birth(stat);
         let same_birth = inode.birth == birth || inode.birth == (0, 0) || birth == (0, 0);
         inode.kind == stat.kind && same_birth
@@ -363,73 +307,6 @@ impl Inodes {
         }
     }
 
-    fn at_hand(&mut self, id: u64) -> Result<Option<Arc<OwnedFd>>, Errno> {
-        let inode = self.nodes.get_mut(&id).ok_or(Errno::STALE)?;
-        inode.was_used = true;
-        Ok(inode.descriptor.clone().or_else(|| inode.opened.upgrade()))
-    }
-
-    fn open_again(&mut self, id: u64, directory: &OwnedFd) -> Result<Arc<OwnedFd>, Errno> {
-        let inode = self.get(id)?;
-        let (_, name) = inode.place.as_ref().ok_or(Errno::STALE)?;
-        let descriptor = host::open_beneath(directory, name).map_err(stale)?;
-        let stat = host::stat(&descriptor)?;
-        if stat.identity != inode.identity || !self.is_same(inode, &stat) {
-            self.lose_place(id);
-            return Err(Errno::STALE);
-        }
-        let descriptor = Arc::new(descriptor);
-        self.make_room(false)?;
-        self.hold(id, Arc::clone(&descriptor));
-        Ok(descriptor)
-    }
-
-    fn hold(&mut self, id: u64, descriptor: Arc<OwnedFd>) {
-        if let Some(inode) = self.nodes.get_mut(&id) {
-            if inode.descriptor.replace(descriptor).is_none() {
-                self.held += 1;
-            }
-            if !inode.in_clock {
-                inode.in_clock = true;
-                self.clock.push_back(id);
-            }
-        }
-    }
-
-    /// Closes idle descriptors until one more fits. One that will stay for good, because its inode has no
-    /// place, may take half of the budget at the most.
-    fn make_room(&mut self, is_for_good: bool) -> Result<(), Errno> {
-        let budget = if is_for_good { self.budget / 2 } else { self.budget };
-        // Twice around: once to take away the second chances, once to close.
-        let mut tries = 2 * self.clock.len();
-        while self.held >= budget && tries > 0 {
-            tries -= 1;
-            let Some(id) = self.clock.pop_front() else { break };
-            self.close_if_idle(id);
-        }
-        // A few more than the budget do no harm: half of the limit is not even ours. But a guest that
-        // hoards removed files is stopped here.
-        if self.held >= self.budget + self.budget / 8 + 8 {
-            return Err(Errno::NFILE);
-        }
-        Ok(())
-    }
-
-    fn close_if_idle(&mut self, id: u64) {
-        let Some(inode) = self.nodes.get_mut(&id) else {
-            return;
-        };
-        if inode.was_used || inode.place.is_none() {
-            inode.was_used = false;
-            self.clock.push_back(id);
-            return;
-        }
-        inode.in_clock = false;
-        if inode.descriptor.take().is_some() {
-            self.held -= 1;
-        }
-    }
-
     fn put_at(&mut self, id: u64, directory: u64, name: &CStr) {
         let Some(inode) = self.nodes.get(&id) else { return };
         if let Some((known, called)) = &inode.place
@@ -451,7 +328,7 @@ impl Inodes {
         }
     }
 
-    fn lose_place(&mut self, id: u64) {
+    pub(super) fn lose_place(&mut self, id: u64) {
         if let Some(inode) = self.nodes.get_mut(&id)
             && let Some((directory, name)) = inode.place.take()
         {
@@ -481,13 +358,5 @@ impl Inodes {
         if self.clock.len() > 64 + 2 * self.held {
             self.clock.retain(|id| self.nodes.contains_key(id));
         }
-    }
-}
-
-/// An inode that is not at its place any more is stale, whatever stands there now.
-fn stale(error: Errno) -> Errno {
-    match error {
-        Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV => Errno::STALE,
-        error => error,
     }
 }

@@ -132,7 +132,8 @@ impl Server {
 }
 
 /// A directory on another mount or device than the one it is in. The guest makes a mount of it, so that
-/// its files get a device number of their own and nothing is renamed across. Files that are bind mounts cannot be told so.
+/// its files get a device number of their own and nothing is renamed across. Files that are bind mounts
+/// cannot be told so.
 fn is_submount(directory: Identity, stat: &Stat) -> bool {
     let there = stat.identity;
     stat.kind == FileType::Directory && (directory.mount, directory.device) != (there.mount, there.device)

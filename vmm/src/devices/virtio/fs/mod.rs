@@ -7,7 +7,7 @@
 //!   directory's descriptor without following links ([`names`], [`host`]);
 //! - opens nothing but regular files and directories, with flags from an allow-list ([`file`]);
 //! - allocates by its own limits, not by sizes in requests ([`server`]);
-//! - keeps within a budget of descriptors, however many inodes the guest knows ([`inode`]);
+//! - keeps within a budget of descriptors, however many inodes the guest knows ([`descriptors`]);
 //! - answers each request that has a header and room for an answer, and never waits for the guest.
 //!
 //! What the tree looks like to programs, where it differs from a mount on the host: device nodes cannot be
@@ -21,6 +21,7 @@ mod abi;
 mod attr;
 mod config;
 mod create;
+mod descriptors;
 mod device;
 mod dir;
 mod file;

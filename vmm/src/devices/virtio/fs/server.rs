@@ -1,9 +1,9 @@
 //! The FUSE server: one request in, one answer out. Operations are in the files beside this one.
 //!
 //! The server trusts nothing of a request but its length. It never blocks on the guest: each call ends
-//! with an answer. What the guest's kernel does for itself is left to it (`default_permissions` is in force for virtio-fs):
-//! permission checks, `umask` where there is no default ACL, FIFOs and sockets, and POSIX and BSD locks,
-//! which are therefore seen inside the guest only.
+//! with an answer. What the guest's kernel does for itself is left to it: permission checks
+//! (`default_permissions` is in force for virtio-fs), FIFOs and sockets, and POSIX and BSD locks, which are
+//! therefore seen inside the guest only.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

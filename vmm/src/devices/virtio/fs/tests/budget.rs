@@ -174,6 +174,20 @@ fn open_files_have_their_own_limit() {
 }
 
 #[test]
+fn idle_descriptors_make_way_for_open_files() {
+    let (directory, mut client) = tree(1, 100);
+    let parent = client.lookup(FUSE_ROOT_ID, c"d0").unwrap().nodeid;
+    let nodes: Vec<_> = (0..100)
+        .map(|f| client.lookup(parent, &name('f', f)).unwrap().nodeid)
+        .collect();
+    assert_eq!(client.fs.holdings().1, 64);
+    for node in &nodes[60..] {
+        client.open(*node, OFlags::RDONLY).unwrap();
+    }
+    assert!(descriptors_below(directory.path()) <= 1 + 64);
+}
+
+#[test]
 fn hoarding_removed_files_is_stopped() {
     let (directory, mut client) = tree(1, 200);
     let parent = client.lookup(FUSE_ROOT_ID, c"d0").unwrap().nodeid;
