@@ -2,7 +2,8 @@
 //!
 //!     boot KERNEL INIT [VCPUS [MEMORY_MIB [EXTRA KERNEL PARAMETERS]]]
 //!
-//! Prints marks, exits and, with `CONSOLE=1` or when the guest did not end by itself, the console. The
+//! Prints marks, exits and, with `CONSOLE=1` or when the guest did not end by itself or its console lacks
+//! the text in `EXPECT`, the console. The
 //! guest gets an entropy device, a disk of 1 MiB that can be written and one that cannot. Gives up after
 //! `TIMEOUT` seconds (60). `probe-init` is an init that checks all of it.
 
@@ -22,6 +23,18 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 const DISK: u64 = 1 << 20;
+
+/// KVM's own counts worth a look (kernel `arch/x86/include/asm/kvm_host.h`, `kvm_vcpu_stat`).
+const STATISTICS: &[&str] = &[
+    "exits",
+    "io_exits",
+    "mmio_exits",
+    "irq_exits",
+    "halt_exits",
+    "pf_taken",
+    "pf_fixed",
+    "insn_emulation",
+];
 
 fn disk(id: &str, read_only: bool) -> Result<Box<Block>, Box<dyn Error>> {
     let file = File::from(memfd_create("disk", MemfdFlags::CLOEXEC)?);
@@ -89,16 +102,26 @@ fn main() -> ExitCode {
         Some(&timeout),
     );
     let stats = vm.stats();
+    for name in STATISTICS {
+        println!(
+            "kvm {name} {}",
+            vm.kvm_statistic(name)
+                .map_or("unknown".to_owned(), |n| n.to_string())
+        );
+    }
     let reason = vm.stop();
+    let console = vm.console();
     for mark in vm.marks() {
         println!("mark {:#04x} at {:?}", mark.number, mark.at);
     }
     println!("exits {:?} kvm {:?}", stats.vmm_exits, stats.kvm_exits);
     println!("ended: {reason} (poll {ended:?})");
-    if reason != ExitReason::GuestReset || std::env::var_os("CONSOLE").is_some() {
-        println!("{}", vm.console());
+    let expected = std::env::var("EXPECT").unwrap_or_default();
+    let good = reason == ExitReason::GuestReset && console.contains(&expected);
+    if !good || std::env::var_os("CONSOLE").is_some() {
+        println!("{console}");
     }
-    if reason == ExitReason::GuestReset {
+    if good {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

@@ -117,11 +117,14 @@ fn main() {
         ("disk", disk),
         ("read-only disk", read_only_disk),
     ];
+    let mut failed = 0;
     for (number, (name, check)) in (0u8..).zip(checks) {
         let good = check();
+        failed += u32::from(!good);
         mark(if good { 0x20 } else { 0x40 } + number);
         let _ = writeln!(console, "probe: {name} {}", if good { "ok" } else { "FAILED" });
     }
+    let _ = writeln!(console, "probe: {failed} failed");
     if parameter("probe.panic").is_some() {
         return; // init that ends makes the kernel panic
     }

@@ -184,14 +184,19 @@ impl RunningVm {
             .vcpus
             .iter()
             .fold(ExitCounts::default(), |sum, vcpu| sum + vcpu.counters.read());
-        let kvm = self.vcpus.iter().map(|vcpu| {
-            let file = vcpu.kvm_stats.as_ref()?;
-            statistic(file, "exits").ok().flatten()
-        });
         VmStats {
             vmm_exits,
-            kvm_exits: kvm.sum(),
+            kvm_exits: self.kvm_statistic("exits"),
         }
+    }
+
+    /// One of KVM's own statistics by its name, all vCPUs together; when asked for and known.
+    pub fn kvm_statistic(&self, name: &str) -> Option<u64> {
+        let each = self
+            .vcpus
+            .iter()
+            .map(|vcpu| statistic(vcpu.kvm_stats.as_ref()?, name).ok().flatten());
+        each.sum()
     }
 
     /// Host address ranges of the guest's RAM, to tell it from the VMM's own memory in `smaps`.

@@ -22,6 +22,8 @@ const ALWAYS: &[&str] = &[
     // KVM's timers need no proof, its TSC no watchdog; kvm-clock tells the frequency.
     "no_timer_check",
     "tsc=reliable",
+    // With memory above 4 GiB a kernel sets 64 MiB aside for devices that cannot reach it: none here.
+    "swiotlb=noforce",
     // One UART to probe, not four.
     "8250.nr_uarts=1",
     // The host's random numbers reach the guest by RDRAND and virtio-rng.
