@@ -45,7 +45,7 @@ pub struct Global {
     #[arg(long, global = true)]
     pub debug: bool,
     /// Accepted for engines; moat finds it out.
-    #[arg(long, global = true, value_name = "BOOL")]
+    #[arg(long, value_name = "BOOL")]
     pub rootless: Option<String>,
 }
 
@@ -140,7 +140,7 @@ pub enum Verb {
         #[arg(short, long, default_value = ".")]
         bundle: PathBuf,
         /// For a user without privileges.
-        #[arg(long = "rootless-spec", alias = "rootless")]
+        #[arg(id = "unprivileged", long = "rootless")]
         unprivileged: bool,
     },
     /// Print what this runtime can do.

@@ -91,14 +91,6 @@ pub fn capabilities() -> impl Iterator<Item = String> {
     CAPABILITIES.iter().map(|name| format!("CAP_{name}"))
 }
 
-/// The name of a capability.
-pub fn capability_name(number: u32) -> String {
-    usize::try_from(number)
-        .ok()
-        .and_then(|index| CAPABILITIES.get(index))
-        .map_or_else(|| format!("capability {number}"), |name| format!("CAP_{name}"))
-}
-
 /// Number of a resource limit, by its name with `RLIMIT_`.
 pub fn rlimit(name: &str) -> Option<u32> {
     position(&RLIMITS, name.strip_prefix("RLIMIT_")?)

@@ -85,9 +85,18 @@ pub(super) fn program(rules: &[Rule]) -> Vec<Instruction> {
     ];
     for rule in rules.iter().rev() {
         program.extend(step(*rule));
+        if is_unconditional(*rule) {
+            // The kernel refuses programs with instructions that nothing leads to.
+            return program;
+        }
     }
     program.extend(answer(false));
     program
+}
+
+/// Whether a rule answers for every device and access, so that rules before it say nothing.
+fn is_unconditional(rule: Rule) -> bool {
+    rule.kind == Kind::All && rule.major.is_none() && rule.minor.is_none() && rule.access == access::ALL
 }
 
 fn step(rule: Rule) -> Vec<Instruction> {
@@ -254,6 +263,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn nothing_follows_a_rule_that_answers_for_everything() {
+        let all = Rule { allow: false, kind: Kind::All, major: None, minor: None, access: access::ALL };
+        let program = program(&[all, all]);
+        assert_eq!(program[6..], answer(false));
+    }
+
     /// What the rules say, each access by itself.
     fn expected(rules: &[Rule], wanted: u8, kind: i32, major: u32, minor: u32) -> bool {
         [access::MKNOD, access::READ, access::WRITE]
@@ -298,6 +314,13 @@ mod tests {
             let answer = run(&program(&rules), wanted, kind, major, minor);
             prop_assert_eq!(answer, expected(&rules, wanted, kind, major, minor));
         }
+    }
+
+    #[test]
+    fn nothing_follows_a_rule_about_everything() {
+        let deny_all = super::super::devices::rules(&[]).unwrap()[0];
+        let program = program(&[Rule { allow: true, ..deny_all }, deny_all]);
+        assert_eq!(program.len(), 6 + 2);
     }
 
     #[test]

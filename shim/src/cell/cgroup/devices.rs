@@ -54,7 +54,7 @@ impl Rule {
     }
 
     /// Whether the rule decides about everything, so that those before it say nothing.
-    fn is_total(self) -> bool {
+    pub fn is_total(self) -> bool {
         self.kind == Kind::All && self.major.is_none() && self.minor.is_none() && self.access == access::ALL
     }
 }

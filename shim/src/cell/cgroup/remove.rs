@@ -92,17 +92,6 @@ impl Cgroup {
         directory.is_some_and(|d| read(&d.path.join(file)).is_ok_and(|text| text.trim() == frozen))
     }
 
-    /// Who is in the cgroup.
-    ///
-    /// # Errors
-    /// When it can't be read.
-    pub fn processes(&self) -> Result<Vec<Pid>, CgroupError> {
-        match self.listing() {
-            Some(directory) if directory.exists() => processes(directory),
-            Some(_) | None => Ok(Vec::new()),
-        }
-    }
-
     /// The directory whose list of processes is asked: on v1 that of the freezer or of pids, which
     /// nobody moves processes in and out of.
     fn listing(&self) -> Option<&Path> {
