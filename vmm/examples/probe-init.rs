@@ -98,6 +98,9 @@ fn read_only_disk() -> bool {
     flag.trim() == "1" && id.trim() == "second"
 }
 
+/// A name and what must hold.
+type Check = (&'static str, fn() -> bool);
+
 fn main() {
     for (source, target, kind) in [
         ("proc", "/proc", "proc"),
@@ -109,7 +112,7 @@ fn main() {
     }
     mark(0x10);
     let mut console = std::io::stdout();
-    let checks: [(&str, fn() -> bool); 6] = [
+    let checks: [Check; 6] = [
         ("cpus", cpus),
         ("memory", memory),
         ("clock", clock),

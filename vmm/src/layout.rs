@@ -96,15 +96,15 @@ mod tests {
 
     #[test]
     fn nothing_overlaps() {
-        let page = 0x1000;
-        assert!(GDT.0 + 6 * 8 <= ZERO_PAGE.0);
-        assert!(ZERO_PAGE.0 + page <= PAGE_TABLES.0);
-        assert!(PAGE_TABLES.0 + 3 * page <= COMMAND_LINE.0);
-        assert!(COMMAND_LINE.0 + COMMAND_LINE_SIZE as u64 <= LOW_MEMORY_END);
+        const PAGE: u64 = 0x1000;
+        const { assert!(GDT.0 + 6 * 8 <= ZERO_PAGE.0) };
+        const { assert!(ZERO_PAGE.0 + PAGE <= PAGE_TABLES.0) };
+        const { assert!(PAGE_TABLES.0 + 3 * PAGE <= COMMAND_LINE.0) };
+        const { assert!(COMMAND_LINE.0 + COMMAND_LINE_SIZE as u64 <= LOW_MEMORY_END) };
         assert_eq!(MP_TABLE.0 + MP_TABLE_SIZE as u64, 640 << 10);
         assert!(slot_address(SLOTS) <= u64::from(IOAPIC));
-        assert!(KVM_IDENTITY_MAP + page <= KVM_TSS);
-        assert!(KVM_TSS + 3 * page <= MMIO_GAP_END);
+        const { assert!(KVM_IDENTITY_MAP + PAGE <= KVM_TSS) };
+        const { assert!(KVM_TSS + 3 * PAGE <= MMIO_GAP_END) };
     }
 
     #[test]

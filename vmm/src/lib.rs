@@ -12,13 +12,13 @@
 //!
 //! ```no_run
 //! use std::fs::File;
-//! use std::os::fd::AsFd;
 //!
 //! use moat_vmm::boot::initramfs;
 //! use moat_vmm::builder::{Machine, Worker};
 //! use moat_vmm::config::VmConfig;
 //! use moat_vmm::devices::virtio::rng::Rng;
 //! use moat_vmm::vm::ExitReason;
+//! use rustix::event::{PollFd, PollFlags, poll};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let (kernel, init) = (File::open("vmlinux")?, std::fs::read("guest-init")?);
@@ -32,12 +32,9 @@
 //! // When the walls are up:
 //! let mut vm = machine.start()?;
 //!
-//! // `vm.ended()` and `vm.mark_event()` go into the embedder's own poll.
-//! let fd = vm.ended().as_fd();
-//! # drop(fd);
-//! while vm.exit_reason().is_none() {
-//!     std::thread::yield_now();
-//! }
+//! // The embedder's own poll has `vm.ended()` and `vm.mark_event()` among its descriptors. Here:
+//! let mut fds = [PollFd::from_borrowed_fd(vm.ended(), PollFlags::IN)];
+//! poll(&mut fds, None)?;
 //! match vm.stop() {
 //!     ExitReason::GuestReset | ExitReason::Stopped => {}
 //!     reason => eprintln!("{reason}; its last words: {:#?}", vm.console_tail(20)),

@@ -119,10 +119,16 @@ mod tests {
     #[test]
     fn memory_is_split_around_the_gap() {
         const GIB: u64 = 1 << 30;
-        assert_eq!(ram_ranges(128), [0..128 << 20]);
-        assert_eq!(ram_ranges(3072), [0..3 * GIB]);
-        assert_eq!(ram_ranges(3200), [0..3 * GIB, 4 * GIB..4 * GIB + (128 << 20)]);
-        assert_eq!(ram_ranges(4096), [0..3 * GIB, 4 * GIB..5 * GIB]);
+        let ranges = |mib| {
+            ram_ranges(mib)
+                .iter()
+                .map(|range| (range.start, range.end))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(ranges(128), [(0, 128 << 20)]);
+        assert_eq!(ranges(3072), [(0, 3 * GIB)]);
+        assert_eq!(ranges(3200), [(0, 3 * GIB), (4 * GIB, 4 * GIB + (128 << 20))]);
+        assert_eq!(ranges(4096), [(0, 3 * GIB), (4 * GIB, 5 * GIB)]);
     }
 
     #[test]

@@ -55,8 +55,11 @@ fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, device: (u32, u32), conte
 mod tests {
     use super::*;
 
-    /// Name, mode, device and content of each entry, read back by the format's rules.
-    fn read(archive: &[u8]) -> Vec<(String, u32, (u32, u32), Vec<u8>)> {
+    /// Name, mode, device and content.
+    type Entry = (String, u32, (u32, u32), Vec<u8>);
+
+    /// Each entry, read back by the format's rules.
+    fn read(archive: &[u8]) -> Vec<Entry> {
         let (mut at, mut entries) = (0, Vec::new());
         loop {
             assert_eq!(&archive[at..at + 6], b"070701");
