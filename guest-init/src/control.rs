@@ -105,3 +105,68 @@ impl AsFd for Control {
         self.socket.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        os::unix::net::UnixStream,
+    };
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pair() -> (UnixStream, Control) {
+        let (host, guest) = UnixStream::pair().unwrap();
+        guest.set_nonblocking(true).unwrap();
+        (host, Control::new(guest.into()))
+    }
+
+    #[test]
+    fn a_message_larger_than_the_socket_holds_is_sent_in_turns() {
+        let (mut host, mut control) = pair();
+        let message = GuestMessage::Failed {
+            process: moat_protocol::message::ProcessId(1),
+            message: "x".repeat(4 << 20),
+        };
+        control.send(&message).unwrap();
+        host.set_nonblocking(true).unwrap();
+        let (mut decoder, mut block) = (Decoder::new(), vec![0; 1 << 16]);
+        let received = loop {
+            match host.read(&mut block) {
+                Ok(read) => decoder.push(&block[..read]),
+                Err(_) => control.flush().unwrap(),
+            }
+            if let Some(received) = decoder.next_message::<GuestMessage>().unwrap() {
+                break received;
+            }
+        };
+        assert_eq!(received, message);
+    }
+
+    #[test]
+    fn messages_before_the_end_are_not_lost() {
+        let (mut host, mut control) = pair();
+        host.write_all(&frame::encode(&HostMessage::Start).unwrap())
+            .unwrap();
+        drop(host);
+        let received = control.receive().unwrap();
+        assert_eq!(
+            (received.messages, received.closed),
+            (vec![HostMessage::Start], true)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let (mut host, mut control) = pair();
+            host.write_all(&bytes).unwrap();
+            drop(host);
+            if let Ok(received) = control.receive() {
+                prop_assert!(received.closed);
+            }
+        }
+    }
+}

@@ -185,3 +185,113 @@ impl Relay {
         self.stop();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        os::unix::net::UnixStream,
+    };
+
+    use proptest::prelude::*;
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    use super::*;
+
+    fn non_blocking_pair() -> (UnixStream, Rc<OwnedFd>) {
+        let (far, near) = UnixStream::pair().unwrap();
+        for end in [&far, &near] {
+            end.set_nonblocking(true).unwrap();
+        }
+        (far, Rc::new(near.into()))
+    }
+
+    /// A socket's end of file is the relay's, and the sink's reader sees it after the last byte.
+    #[test]
+    fn the_end_of_the_source_is_the_end_of_the_sink() {
+        let (mut writer, source) = non_blocking_pair();
+        let (mut reader, sink) = non_blocking_pair();
+        let mut relay = Relay::new(AtEnd::ShutDown).from(source).to(Rc::clone(&sink));
+        assert_eq!(relay.pump(), Progress::Waiting);
+        writer.write_all(b"last words").unwrap();
+        drop(writer);
+        assert_eq!(relay.pump(), Progress::Done);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "last words");
+    }
+
+    #[test]
+    fn a_sink_without_reader_closes_the_source() {
+        let (mut writer, source) = non_blocking_pair();
+        let (reader, sink) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        let mut relay = Relay::new(AtEnd::Close).from(source).to(Rc::new(sink));
+        drop(reader);
+        writer.write_all(b"for nobody").unwrap();
+        assert_eq!(relay.pump(), Progress::Done);
+        let refused = writer.write_all(b"more").unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn bytes_wait_for_an_end_that_comes_later() {
+        let (mut writer, source) = non_blocking_pair();
+        let mut relay = Relay::new(AtEnd::ShutDown).from(source);
+        writer.write_all(b"early").unwrap();
+        assert_eq!(relay.pump(), Progress::Waiting);
+        assert!(relay.needs_sink());
+        let (mut reader, sink) = non_blocking_pair();
+        relay.set_sink(sink);
+        assert_eq!(relay.pump(), Progress::Waiting);
+        let mut bytes = [0; 5];
+        reader.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"early");
+    }
+
+    #[test]
+    fn a_fast_source_gives_others_their_turn() {
+        let zeros = std::fs::File::open("/dev/zero").unwrap();
+        let null = std::fs::OpenOptions::new().write(true).open("/dev/null").unwrap();
+        let mut relay = Relay::new(AtEnd::Close)
+            .from(Rc::new(zeros.into()))
+            .to(Rc::new(null.into()));
+        assert_eq!(relay.pump(), Progress::Ready);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// However reads, writes and turns interleave, what arrives is what was sent.
+        #[test]
+        fn every_byte_arrives_once_and_in_order(
+            steps in proptest::collection::vec((0usize..100_000, 0usize..100_000), 1..30),
+        ) {
+            let (mut writer, source) = non_blocking_pair();
+            let (mut reader, sink) = non_blocking_pair();
+            let mut relay = Relay::new(AtEnd::ShutDown).from(source).to(sink);
+            let (mut sent, mut received): (Vec<u8>, Vec<u8>) = (Vec::new(), Vec::new());
+            for (write, read) in steps {
+                let block: Vec<u8> =
+                    (sent.len()..sent.len() + write).map(|place| (place / 7 + place / 4099).to_le_bytes()[0]).collect();
+                // a full socket takes less, and that is what was sent then
+                let written = writer.write(&block).unwrap_or(0);
+                sent.extend(&block[..written]);
+                relay.pump();
+                let mut block = vec![0; read];
+                let read = reader.read(&mut block).unwrap_or(0);
+                received.extend(&block[..read]);
+            }
+            drop(writer);
+            let mut block = vec![0; 1 << 16];
+            loop {
+                relay.pump();
+                match reader.read(&mut block) {
+                    Ok(0) => break,
+                    Ok(read) => received.extend(&block[..read]),
+                    Err(error) => prop_assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+                }
+            }
+            prop_assert!(received == sent, "{} of {} bytes", received.len(), sent.len());
+        }
+    }
+}

@@ -207,6 +207,7 @@ fn next_component(path: &str) -> Option<(&str, &str)> {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use proptest::prelude::*;
     use rustix::fs::CWD;
 
     use super::*;
@@ -277,5 +278,50 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "").unwrap();
         assert!(root(dir.path()).make_directories("/file/x").is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn cleaning_twice_changes_nothing_more(path in "[a./]{0,20}") {
+            let cleaned = clean(&path);
+            prop_assert!(cleaned.starts_with('/'));
+            prop_assert!(!cleaned.split('/').any(|component| component == "." || component == ".."));
+            prop_assert_eq!(clean(&cleaned), cleaned);
+        }
+
+        /// Whatever links an image holds, nothing is made outside of the root, and making ends.
+        #[test]
+        fn nothing_is_made_outside_whatever_links_there_are(
+            links in proptest::collection::vec(("[abc](/[abc]){0,2}", "(/|\\.\\./){0,4}[abc.]{0,2}(/[abc]){0,2}"), 0..6),
+            path in "(/[abc]){1,4}",
+        ) {
+            let outer = tempfile::tempdir().unwrap();
+            let dir = outer.path().join("1/2/3/root");
+            std::fs::create_dir_all(&dir).unwrap();
+            for (at, target) in links {
+                let at = dir.join(at);
+                // a parent may be a file or a dangling link: then there is one link less
+                let _ = at.parent().map(std::fs::create_dir_all);
+                let _ = symlink(target, at);
+            }
+            let before = entries(outer.path(), &dir);
+            let _ = root(&dir).make_directories(&path);
+            let _ = root(&dir).resolve_or_make(&format!("{path}/file"), Kind::File);
+            prop_assert_eq!(entries(outer.path(), &dir), before);
+        }
+    }
+
+    /// Everything below `path` but not below `except`.
+    fn entries(path: &std::path::Path, except: &std::path::Path) -> Vec<std::path::PathBuf> {
+        let mut found = vec![path.to_owned()];
+        if path != except && path.is_dir() && !path.is_symlink() {
+            for entry in std::fs::read_dir(path).unwrap() {
+                found.extend(entries(&entry.unwrap().path(), except));
+            }
+        }
+        found.sort();
+        found
     }
 }

@@ -93,6 +93,13 @@ mod tests {
         assert_eq!(sysctl_path("kernel/msgmax"), "sys/kernel/msgmax");
     }
 
+    proptest::proptest! {
+        #[test]
+        fn every_parameter_is_below_sys(name in ".{0,40}") {
+            proptest::prop_assert!(sysctl_path(&name).starts_with("sys/"));
+        }
+    }
+
     #[test]
     fn a_directory_is_no_procfs() {
         let dir = tempfile::tempdir().unwrap();

@@ -40,7 +40,22 @@ fn home_in(passwd: impl BufRead, uid: u32) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_file_has_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..400), uid in 0u32..3) {
+            let _ = home_in(&bytes[..], uid);
+        }
+
+        #[test]
+        fn a_user_is_found_behind_any_lines(before in "([a-z:0]{0,20}\n){0,5}", home in "/[a-z]{1,8}") {
+            let passwd = format!("{before}u:x:4242:1::{home}:/bin/sh\n");
+            prop_assert_eq!(home_in(passwd.as_bytes(), 4242), Some(home));
+        }
+    }
 
     #[test]
     fn the_home_of_a_user_is_the_sixth_field() {

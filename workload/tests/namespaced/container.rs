@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    io::{self, Read, Write},
+    io::{self, IoSlice, IoSliceMut, Read, Write},
+    mem::MaybeUninit,
     os::fd::{AsFd, OwnedFd},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
@@ -18,7 +19,13 @@ use moat_workload::{
     sys::{CloneRequest, Cloned, clone_process},
     terminal::{Console, open_terminal},
 };
-use rustix::process::{Gid, WaitOptions, WaitStatus};
+use rustix::{
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    },
+    process::{Gid, WaitOptions, WaitStatus},
+};
 
 pub const NAMESPACES: u64 = CLONE_NEWNS | 0x0200_0000 | 0x0400_0000 | 0x0800_0000 | 0x2000_0000 | 0x4000_0000;
 const CLONE_NEWNS: u64 = 0x0002_0000;
@@ -102,6 +109,9 @@ impl Bundle {
         let (mut out, out_writer) = io::pipe().unwrap();
         let (mut err, err_writer) = io::pipe().unwrap();
         let (go_reader, mut go) = io::pipe().unwrap();
+        let kind = SocketType::STREAM;
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
         let cloned = clone_process(&CloneRequest {
             namespaces: self.namespaces,
             cgroup: None,
@@ -109,9 +119,9 @@ impl Bundle {
         .unwrap();
         let Cloned::Parent { pid, pidfd: _pidfd } = cloned else {
             drop(go);
-            self.child(go_reader.into(), out_writer.into(), err_writer.into());
+            self.child(go_reader.into(), out_writer.into(), err_writer.into(), theirs);
         };
-        drop((out_writer, err_writer, go_reader));
+        drop((out_writer, err_writer, go_reader, theirs));
         if self.namespaces & CLONE_NEWUSER != 0 {
             for map in ["uid_map", "gid_map"] {
                 let text = format!("0 {} 65536", self.first_id);
@@ -120,7 +130,7 @@ impl Bundle {
         }
         go.write_all(b"g").unwrap();
         drop(go);
-        let (mut out_text, mut err_text) = (Vec::new(), Vec::new());
+        let (mut out_text, mut err_text) = (shown(&ours), Vec::new());
         out.read_to_end(&mut out_text).unwrap();
         err.read_to_end(&mut err_text).unwrap();
         let (_, status) = rustix::process::waitpid(Some(pid), WaitOptions::empty())
@@ -133,7 +143,7 @@ impl Bundle {
         }
     }
 
-    fn child(&self, go: OwnedFd, out: OwnedFd, err: OwnedFd) -> ! {
+    fn child(&self, go: OwnedFd, out: OwnedFd, err: OwnedFd, channel: OwnedFd) -> ! {
         let mut byte = [0];
         fs::File::from(go).read_exact(&mut byte).unwrap();
         rustix::process::setsid().unwrap();
@@ -146,19 +156,18 @@ impl Bundle {
         rustix::stdio::dup2_stdin(&null).unwrap();
         rustix::stdio::dup2_stdout(&out).unwrap();
         rustix::stdio::dup2_stderr(&err).unwrap();
-        let error = become_workload(&self.spec, out);
+        let error = become_workload(&self.spec, &channel);
         let _ = io::stderr().write_all(error_chain(&*error).as_bytes());
         exit(200)
     }
 }
 
-/// With a terminal, what is typed is nothing, and what is shown goes to `out`.
-fn become_workload(spec: &WorkloadSpec, out: OwnedFd) -> Box<dyn std::error::Error> {
+fn become_workload(spec: &WorkloadSpec, channel: &OwnedFd) -> Box<dyn std::error::Error> {
     let result = (|| -> Result<exec::Launch, Box<dyn std::error::Error>> {
         rootfs::build(spec)?.enter(spec)?;
         if spec.process.terminal.is_some() {
             let master = open_terminal(&spec.process, Console::Mount)?;
-            relay(master, out);
+            send(channel, &master);
         }
         Ok(exec::prepare(&spec.process, 0)?)
     })();
@@ -168,18 +177,32 @@ fn become_workload(spec: &WorkloadSpec, out: OwnedFd) -> Box<dyn std::error::Err
     }
 }
 
-/// A further process copies from the terminal until it hangs up.
-fn relay(master: OwnedFd, out: OwnedFd) {
-    if let Cloned::Child = clone_process(&CloneRequest::default()).unwrap() {
-        let (mut from, mut to) = (fs::File::from(master), fs::File::from(out));
-        // the slave is among our own descriptors 0 to 2 as well
-        let null = fs::File::open("/dev/null").unwrap();
-        rustix::stdio::dup2_stdin(null.as_fd()).unwrap();
-        rustix::stdio::dup2_stdout(null.as_fd()).unwrap();
-        rustix::stdio::dup2_stderr(null.as_fd()).unwrap();
-        let _ = io::copy(&mut from, &mut to);
-        exit(0);
+/// Hands the terminal's master to the parent: a process of the container could not outlive its first.
+fn send(channel: &OwnedFd, master: &OwnedFd) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [master.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    rustix::net::sendmsg(channel, &[IoSlice::new(b"m")], &mut control, SendFlags::empty()).unwrap();
+}
+
+/// All that is shown on the terminal, until nobody holds it any more. Nothing without a terminal.
+fn shown(channel: &OwnedFd) -> Vec<u8> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    rustix::net::recvmsg(channel, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+    let master = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    let mut shown = Vec::new();
+    if let Some(master) = master {
+        // ends with EIO
+        let _ = fs::File::from(master).read_to_end(&mut shown);
     }
+    shown
 }
 
 fn code(status: WaitStatus) -> i32 {
