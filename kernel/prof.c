@@ -12,7 +12,8 @@
  * first, and the running total (with repeats) when it was first executed.
  *
  * Each instruction counts once; a `rep` one too, and its iterations are in REPEATS: hardware moves a cache line
- * at a time, so they are not like instructions. qemu-plugin.h is not packaged: what is used is declared here.
+ * at a time, so they are not like instructions. Run with -icount, under which QEMU starts the block anew for each
+ * iteration; they are taken out again where they are seen. qemu-plugin.h is not packaged: what is used is declared here.
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -118,6 +119,8 @@ static void repeated(unsigned cpu, uint32_t info, uint64_t address, void *data)
 		return;
 	b->repeats++;
 	repeats++;
+	b->count--;
+	total--;
 }
 
 static struct block *find(uint64_t address)
