@@ -4,10 +4,10 @@
 //! The guest is hostile. Whatever it sends, the server
 //!
 //! - reaches no inode that is not below the root: names are single components, looked up from the
-//!   directory's descriptor without following links ([`names`], [`host`]);
-//! - opens nothing but regular files and directories, with flags from an allow-list ([`file`]);
-//! - allocates by its own limits, not by sizes in requests ([`server`]);
-//! - keeps within a budget of descriptors, however many inodes the guest knows ([`descriptors`]);
+//!   directory's descriptor without following links (`names.rs`, `host.rs`);
+//! - opens nothing but regular files and directories, with flags from an allow-list (`file.rs`);
+//! - allocates by its own limits, not by sizes in requests (`server.rs`);
+//! - keeps within a budget of descriptors, however many inodes the guest knows (`descriptors.rs`);
 //! - answers each request that has a header and room for an answer, and never waits for the guest.
 //!
 //! What the tree looks like to programs, where it differs from a mount on the host: device nodes cannot be
@@ -15,7 +15,7 @@
 //! capabilities by rule; locks are the guest's own; a bind mount of a single file has the device number of
 //! the directory that it is in.
 //!
-//! [`device`] is the virtio half and [`server`] the table of operations; a new reader starts there.
+//! `device.rs` is the virtio half and `server.rs` the table of operations; a new reader starts there.
 
 mod abi;
 mod attr;

@@ -342,7 +342,7 @@ fn request() -> impl Strategy<Value = (u32, u64, Vec<u8>, usize)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_sequence_of_requests_is_answered_and_stays_inside(
