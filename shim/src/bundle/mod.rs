@@ -12,4 +12,5 @@ pub mod names;
 pub mod plan;
 pub mod process;
 pub mod resources;
+pub mod seccomp;
 pub mod validate;

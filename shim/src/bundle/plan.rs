@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use super::config::{Config, Device, Hooks, IdMapping, Linux, Mount, TimeOffset};
 use super::resources::Resources;
 use super::validate::{self, ValidateError, bad_value};
-use super::{mount_options, process};
+use super::{mount_options, process, seccomp};
 
 /// Why a bundle makes no plan.
 #[derive(Debug, thiserror::Error)]
@@ -219,7 +219,10 @@ pub fn plan(id: &str, bundle: &Path, mut config: Config, options: PlanOptions) -
     };
     let rootfs = resolve_directory(&bundle.join(&root.path))?;
     let session_keyring = (!options.no_new_keyring).then(|| format!("_ses.{id}"));
-    let process = process::process(raw_process, session_keyring, &mut warnings).map_err(rule)?;
+    let mut process = process::process(raw_process, session_keyring, &mut warnings).map_err(rule)?;
+    if let Some(profile) = &config.linux.seccomp {
+        process.seccomp = Some(seccomp::compile(profile, &mut warnings).map_err(rule)?);
+    }
     let workload = WorkloadSpec {
         root: RootSpec {
             path: utf8(&rootfs)?,

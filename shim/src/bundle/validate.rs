@@ -102,7 +102,6 @@ fn supported(config: &Config) -> Result<(), ValidateError> {
         option || !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty()
     };
     let asked = [
-        (linux.seccomp.is_some(), "linux.seccomp", " yet"),
         (linux.intel_rdt.is_some(), "linux.intelRdt", ""),
         (linux.memory_policy.is_some(), "linux.memoryPolicy", ""),
         (!linux.net_devices.is_empty(), "linux.netDevices", ""),

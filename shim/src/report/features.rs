@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::bundle::plan::NamespaceKind;
-use crate::bundle::{mount_options, names};
+use crate::bundle::{mount_options, names, seccomp};
 use crate::isolation::ANNOTATION;
 
 /// Oldest and newest version of the specification whose configurations are carried out.
@@ -24,7 +24,14 @@ pub fn features() -> Value {
             "namespaces": namespaces,
             "capabilities": names::capabilities().collect::<Vec<_>>(),
             "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
-            "seccomp": {"enabled": false},
+            "seccomp": {
+                "enabled": true,
+                "actions": seccomp::actions().collect::<Vec<_>>(),
+                "operators": seccomp::operators().collect::<Vec<_>>(),
+                "archs": seccomp::architectures(),
+                "knownFlags": seccomp::flags().collect::<Vec<_>>(),
+                "supportedFlags": seccomp::flags().collect::<Vec<_>>(),
+            },
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
             "intelRdt": {"enabled": false},
