@@ -349,6 +349,7 @@ fn check(kvm: &Kvm, vcpus: u8) -> Result<(), MachineError> {
 fn load(memory: &GuestMemory, config: &VmConfig) -> Result<GuestAddress, MachineError> {
     let kernel = kernel::load(memory, config.kernel()).map_err(MachineError::Kernel)?;
     let initramfs = config.initramfs();
+    params::expect_early_allocations(memory, initramfs.len());
     let at = params::place_initramfs(memory, kernel.end, initramfs).map_err(MachineError::Params)?;
     params::write(memory, (at, initramfs.len())).map_err(MachineError::Params)?;
     tables::write(memory).map_err(MachineError::Tables)?;

@@ -1,12 +1,15 @@
 //! Puts an uncompressed ELF64 kernel into guest memory.
 
 use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 use linux_loader::loader::{Elf, Error as LoaderError, KernelLoader};
 use vm_memory::GuestAddress;
 
 use crate::devices::virtio::GuestMemory;
 use crate::layout::HIGH_MEMORY_START;
+use crate::memory;
 
 /// The identity mapping that a kernel starts on covers this much (`boot/tables.rs`).
 const MAPPED_AT_START: u64 = 1 << 30;
@@ -44,6 +47,9 @@ pub struct Kernel {
 /// # Errors
 /// See [`KernelError`].
 pub fn load(memory: &GuestMemory, image: &File) -> Result<Kernel, KernelError> {
+    for segment in segments(image) {
+        memory::expect_dense(memory, segment);
+    }
     let mut image = image.try_clone().map_err(KernelError::File)?;
     let floor = Some(GuestAddress(HIGH_MEMORY_START));
     let loaded = Elf::load(memory, None, &mut image, floor).map_err(KernelError::Load)?;
@@ -52,6 +58,36 @@ pub fn load(memory: &GuestMemory, image: &File) -> Result<Kernel, KernelError> {
         return Err(KernelError::Place { entry: entry.0, end });
     }
     Ok(Kernel { entry, end })
+}
+
+/// Length of an ELF64 header and of a program header.
+const ELF_HEADER_LEN: usize = 64;
+const PROGRAM_HEADER_LEN: usize = 56;
+/// Program headers looked at; kernels have about ten.
+const MAX_SEGMENTS: u16 = 32;
+const PT_LOAD: u32 = 1;
+
+/// Physical ranges of the image's segments. Only a hint is made of them; the loader does the checking.
+fn segments(image: &File) -> Vec<Range<u64>> {
+    let word = |bytes: &[u8], at: usize| bytes[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
+    let mut header = [0; ELF_HEADER_LEN];
+    if image.read_exact_at(&mut header, 0).is_err() {
+        return Vec::new();
+    }
+    let (offset, count) = (
+        word(&header, 0x20),
+        u16::from_le_bytes([header[0x38], header[0x39]]),
+    );
+    let mut table = vec![0; PROGRAM_HEADER_LEN * usize::from(count.min(MAX_SEGMENTS))];
+    if image.read_exact_at(&mut table, offset).is_err() {
+        return Vec::new();
+    }
+    table
+        .chunks_exact(PROGRAM_HEADER_LEN)
+        .filter(|segment| segment.starts_with(&PT_LOAD.to_le_bytes()))
+        .map(|segment| (word(segment, 0x18), word(segment, 0x28)))
+        .map(|(start, len)| start..start.saturating_add(len))
+        .collect()
 }
 
 #[cfg(test)]
@@ -95,6 +131,13 @@ mod tests {
         let mut seen = [0; 5];
         memory.read_slice(&mut seen, kernel.entry).unwrap();
         assert_eq!(&seen, b"\xf4code");
+    }
+
+    #[test]
+    fn segments_are_found_for_the_hint() {
+        let file = elf(0x100_0000, 0x100_0000, b"\xf4code", 0x60_0000);
+        assert_eq!(segments(&file), vec![0x100_0000..0x160_0000; 1]);
+        assert!(segments(&File::open("/dev/null").unwrap()).is_empty());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! are.
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryError};
 
 use crate::devices::virtio::GuestMemory;
 use crate::layout::{
@@ -34,6 +34,21 @@ pub enum ParamsError {
     /// Guest memory cannot take it; a bug.
     #[error("cannot write the boot parameters")]
     Write(#[source] GuestMemoryError),
+}
+
+/// A guest kernel keeps 64 bytes for each page of 4 KiB, and fills them all in as it boots.
+const MEMORY_PER_PAGE_STRUCTS: u64 = 4096 / 64;
+/// Besides, it takes its hash tables and per-CPU areas from the top of memory.
+const OTHER_EARLY: u64 = 2 << 20;
+
+/// Tells the host which memory the guest's kernel takes and fills as it boots: from the top downwards.
+pub fn expect_early_allocations(memory: &GuestMemory, initramfs_len: usize) {
+    let size = memory::size(memory);
+    let taken = size / MEMORY_PER_PAGE_STRUCTS + OTHER_EARLY;
+    let top = memory.last_addr().0 + 1;
+    memory::expect_dense(memory, top.saturating_sub(taken) & !(memory::HUGE_PAGE - 1)..top);
+    let low_end = size.min(MMIO_GAP_START);
+    memory::expect_dense(memory, low_end.saturating_sub(initramfs_len as u64)..low_end);
 }
 
 /// Puts the initramfs at the end of the RAM below the gap, where the kernel needs not move it away.
