@@ -74,7 +74,10 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 3000; // enough for a console's tail, bounded for 100 MiB streams
-        let head = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]).into_owned();
+        let head = |bytes: &[u8]| match std::str::from_utf8(&bytes[..bytes.len().min(SHOWN)]) {
+            Err(e) if e.error_len().is_some() => "not text".to_owned(),
+            _ => String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]).into_owned(),
+        };
         writeln!(
             f,
             "exit status {}{} after {:.1?}",

@@ -200,6 +200,16 @@ impl Trial {
         outcome::run(&mut self.launch("run", bundle, &self.id()), input, Self::limit())
     }
 
+    /// Runs a bundle that moves so much that an emulated machine takes minutes for it.
+    #[must_use]
+    pub fn run_slowly(&self, bundle: &Bundle, input: Input) -> Outcome {
+        outcome::run(
+            &mut self.launch("run", bundle, &self.id()),
+            input,
+            Self::limit() * 6,
+        )
+    }
+
     /// Starts `run` and leaves it running.
     #[must_use]
     pub fn spawn(&self, bundle: &Bundle) -> Container<'_> {
