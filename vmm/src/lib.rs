@@ -50,6 +50,7 @@ pub mod config;
 pub mod devices;
 pub mod event;
 pub mod event_loop;
+pub mod extensions;
 pub mod irq;
 mod kvm;
 pub mod layout;

@@ -57,7 +57,11 @@ impl Request {
             _ => Wish::Auto,
         };
         let annotation = annotation.map_or(Ok(Wish::Auto), str::parse)?;
-        Ok(Request { flag, annotation, name })
+        Ok(Request {
+            flag,
+            annotation,
+            name,
+        })
     }
 }
 
@@ -90,9 +94,15 @@ pub fn choose(
     request: &Request,
     vm_obstacle: impl FnOnce() -> Option<VmObstacle>,
 ) -> Result<Choice, Refusal> {
-    let wishes =
-        [(request.flag, Source::Flag), (request.annotation, Source::Annotation), (request.name, Source::Name)];
-    let mut choice = Choice { isolation: Isolation::Process, source: Source::Default };
+    let wishes = [
+        (request.flag, Source::Flag),
+        (request.annotation, Source::Annotation),
+        (request.name, Source::Name),
+    ];
+    let mut choice = Choice {
+        isolation: Isolation::Process,
+        source: Source::Default,
+    };
     for (wish, source) in wishes {
         if let Wish::AtLeast(isolation) = wish
             && (isolation > choice.isolation || choice.source == Source::Default)
@@ -104,7 +114,10 @@ pub fn choose(
         Isolation::Process => Ok(choice),
         Isolation::Vm => match vm_obstacle() {
             None => Ok(choice),
-            Some(obstacle) => Err(Refusal { source_of_wish: choice.source, obstacle }),
+            Some(obstacle) => Err(Refusal {
+                source_of_wish: choice.source,
+                obstacle,
+            }),
         },
     }
 }
@@ -113,8 +126,11 @@ pub fn choose(
 mod tests {
     use super::*;
 
-    const WISHES: [Wish; 3] =
-        [Wish::Auto, Wish::AtLeast(Isolation::Process), Wish::AtLeast(Isolation::Vm)];
+    const WISHES: [Wish; 3] = [
+        Wish::Auto,
+        Wish::AtLeast(Isolation::Process),
+        Wish::AtLeast(Isolation::Vm),
+    ];
 
     fn wished(wish: Wish) -> Isolation {
         match wish {
@@ -128,7 +144,15 @@ mod tests {
         for flag in WISHES {
             for annotation in WISHES {
                 for name in WISHES {
-                    let choice = choose(&Request { flag, annotation, name }, || None).unwrap();
+                    let choice = choose(
+                        &Request {
+                            flag,
+                            annotation,
+                            name,
+                        },
+                        || None,
+                    )
+                    .unwrap();
                     let strongest = wished(flag).max(wished(annotation)).max(wished(name));
                     assert_eq!(choice.isolation, strongest, "{flag:?} {annotation:?} {name:?}");
                 }
@@ -140,7 +164,13 @@ mod tests {
     fn an_annotation_cannot_lower_what_the_flag_asks_for() {
         let request = Request::new("vm".parse().unwrap(), Some("process"), "moat").unwrap();
         let choice = choose(&request, || None).unwrap();
-        assert_eq!(choice, Choice { isolation: Isolation::Vm, source: Source::Flag });
+        assert_eq!(
+            choice,
+            Choice {
+                isolation: Isolation::Vm,
+                source: Source::Flag
+            }
+        );
     }
 
     #[test]
@@ -154,12 +184,21 @@ mod tests {
     fn a_process_never_asks_for_the_state_of_kvm() {
         let request = Request::new(Wish::Auto, Some("auto"), "moat").unwrap();
         let choice = choose(&request, || panic!("asked")).unwrap();
-        assert_eq!(choice, Choice { isolation: Isolation::Process, source: Source::Default });
+        assert_eq!(
+            choice,
+            Choice {
+                isolation: Isolation::Process,
+                source: Source::Default
+            }
+        );
     }
 
     #[test]
     fn an_unknown_word_in_the_annotation_is_an_error() {
         let error = Request::new(Wish::Auto, Some("vmm"), "moat").unwrap_err();
-        assert_eq!(error.to_string(), "unknown isolation \"vmm\": use process, vm or auto");
+        assert_eq!(
+            error.to_string(),
+            "unknown isolation \"vmm\": use process, vm or auto"
+        );
     }
 }

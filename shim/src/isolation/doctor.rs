@@ -3,10 +3,11 @@
 //! which tells a KVM on hardware from one that emulates the guest's kernel mode.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
-use moat_vmm::speed;
+use moat_vmm::extensions;
+use moat_vmm::speed::{self, KvmKind};
 
 use super::host::{self, GuestFile};
 
@@ -36,15 +37,30 @@ pub struct Finding {
 
 impl Finding {
     fn good(subject: &'static str, fact: impl Into<String>) -> Finding {
-        Finding { subject, verdict: Verdict::Good, fact: fact.into(), remedy: None }
+        Finding {
+            subject,
+            verdict: Verdict::Good,
+            fact: fact.into(),
+            remedy: None,
+        }
     }
 
     fn poor(subject: &'static str, fact: impl Into<String>, remedy: impl Into<String>) -> Finding {
-        Finding { subject, verdict: Verdict::Poor, fact: fact.into(), remedy: Some(remedy.into()) }
+        Finding {
+            subject,
+            verdict: Verdict::Poor,
+            fact: fact.into(),
+            remedy: Some(remedy.into()),
+        }
     }
 
     fn bad(subject: &'static str, fact: impl Into<String>, remedy: impl Into<String>) -> Finding {
-        Finding { subject, verdict: Verdict::Bad, fact: fact.into(), remedy: Some(remedy.into()) }
+        Finding {
+            subject,
+            verdict: Verdict::Bad,
+            fact: fact.into(),
+            remedy: Some(remedy.into()),
+        }
     }
 }
 
@@ -61,10 +77,6 @@ pub struct Diagnosis {
     pub vm_fast: bool,
 }
 
-/// Guest kernel mode below this many instructions a second boots no kernel in useful time: a boot of
-/// some 15 million instructions would take seconds to minutes. Hardware reaches billions.
-const USABLE_INSTRUCTIONS_PER_SECOND: f64 = 50e6;
-
 /// Runs every check.
 pub fn diagnose() -> Diagnosis {
     let mut findings = vec![kernel(), cgroups()];
@@ -77,11 +89,19 @@ pub fn diagnose() -> Diagnosis {
     let (kvm, vm_fast) = kvm();
     let kvm_works = kvm.iter().all(|finding| finding.verdict != Verdict::Bad);
     findings.extend(kvm);
-    let files = [guest_file("guest kernel", GuestFile::Kernel), guest_file("guest-init", GuestFile::Init)];
+    let files = [
+        guest_file("guest kernel", GuestFile::Kernel),
+        guest_file("guest-init", GuestFile::Init),
+    ];
     let files_there = files.iter().all(|finding| finding.verdict == Verdict::Good);
     findings.extend(files);
     findings.push(tun());
-    Diagnosis { findings, process, vm: kvm_works && files_there, vm_fast: vm_fast && kvm_works && files_there }
+    Diagnosis {
+        findings,
+        process,
+        vm: kvm_works && files_there,
+        vm_fast: vm_fast && kvm_works && files_there,
+    }
 }
 
 fn kernel() -> Finding {
@@ -110,13 +130,19 @@ fn cgroups() -> Finding {
             "boot the host with systemd.unified_cgroup_hierarchy=1 for cgroup v2",
         );
     }
-    Finding::poor(SUBJECT, "not mounted: limits cannot be set", "mount cgroup2 on /sys/fs/cgroup")
+    Finding::poor(
+        SUBJECT,
+        "not mounted: limits cannot be set",
+        "mount cgroup2 on /sys/fs/cgroup",
+    )
 }
 
 fn namespaces() -> Finding {
     const NEEDED: [&str; 6] = ["mnt", "pid", "net", "ipc", "uts", "cgroup"];
-    let missing: Vec<&str> =
-        NEEDED.into_iter().filter(|name| !Path::new("/proc/self/ns").join(name).exists()).collect();
+    let missing: Vec<&str> = NEEDED
+        .into_iter()
+        .filter(|name| !Path::new("/proc/self/ns").join(name).exists())
+        .collect();
     if missing.is_empty() {
         return Finding::good("namespaces", NEEDED.join(" "));
     }
@@ -139,7 +165,10 @@ fn user_namespaces() -> Finding {
 
 fn overlay() -> Finding {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    if known.lines().any(|line| line.split_whitespace().last() == Some("overlay")) {
+    if known
+        .lines()
+        .any(|line| line.split_whitespace().last() == Some("overlay"))
+    {
         return Finding::good("overlayfs", "available");
     }
     Finding::poor("overlayfs", "not registered with this kernel", "modprobe overlay")
@@ -166,36 +195,50 @@ fn kvm() -> (Vec<Finding>, bool) {
             return (vec![Finding::bad("KVM", fact, remedy)], false);
         }
     };
-    let kind = speed::kind();
-    let missing = speed::missing_extensions(&kvm);
-    let mut findings = vec![if missing.is_empty() {
-        Finding::good("KVM", format!("{kind}; irqfd, ioeventfd and user memory are there"))
-    } else {
-        Finding::bad("KVM", format!("{kind}; lacks {}", missing.join(", ")), "use a newer host kernel")
-    }];
-    let (speed, fast) = match speed::measure(&kvm) {
-        Ok(speed) if speed.instructions_per_second() >= USABLE_INSTRUCTIONS_PER_SECOND => {
-            (Finding::good("guest speed", format!("{speed} in kernel mode")), true)
-        }
-        Ok(speed) => (
-            Finding::poor(
-                "guest speed",
-                format!("{speed} in kernel mode: this KVM emulates it, no ordinary kernel comes up"),
-                "use a host with VMX or SVM, or the lab: tests/lab/run moat run --isolation vm ...",
-            ),
-            false,
-        ),
-        Err(error) => (
-            Finding::bad(
-                "guest speed",
-                format!("a guest of a few instructions does not run: {}", crate::report::error::chain(&error)),
-                "use a host with VMX or SVM, or the lab: tests/lab/run moat run --isolation vm ...",
-            ),
-            false,
-        ),
+    let kind = match speed::kind() {
+        KvmKind::Vmx => "Intel VMX (not yet tested on hardware)",
+        KvmKind::Svm => "AMD SVM",
+        KvmKind::Software => "without VMX or SVM: KVM in software",
     };
-    findings.push(speed);
-    (findings, fast)
+    let first = match extensions::missing(&kvm) {
+        Ok(missing) if missing.is_empty() => {
+            Finding::good("KVM", format!("{kind}; every extension needed is there"))
+        }
+        Ok(missing) => Finding::bad(
+            "KVM",
+            format!("{kind}; lacks {}", missing.join(", ")),
+            "use a newer host kernel",
+        ),
+        Err(error) => Finding::bad("KVM", error.to_string(), "free file descriptors"),
+    };
+    let (second, fast) = guest_speed(kvm);
+    (vec![first, second], fast)
+}
+
+fn guest_speed(kvm: File) -> (Finding, bool) {
+    const SUBJECT: &str = "guest speed";
+    const REMEDY: &str = "use a host with VMX or SVM, or the lab: tests/lab/run moat run --isolation vm ...";
+    match speed::measure(kvm) {
+        Ok(speed) => {
+            let fact = format!(
+                "{} million instructions/s in kernel mode",
+                speed.instructions_per_second / 1_000_000
+            );
+            if speed.is_usable() {
+                (Finding::good(SUBJECT, fact), true)
+            } else {
+                let fact = format!("{fact}: this KVM emulates it, no ordinary kernel comes up");
+                (Finding::poor(SUBJECT, fact, REMEDY), false)
+            }
+        }
+        Err(error) => {
+            let fact = format!(
+                "a guest of a few instructions does not run: {}",
+                crate::report::error::chain(&error)
+            );
+            (Finding::bad(SUBJECT, fact, REMEDY), false)
+        }
+    }
 }
 
 fn guest_file(subject: &'static str, what: GuestFile) -> Finding {
@@ -215,7 +258,11 @@ fn tun() -> Finding {
     if Path::new("/dev/net/tun").exists() {
         return Finding::good("tun", "/dev/net/tun");
     }
-    Finding::poor("tun", "/dev/net/tun does not exist: microVMs have no network", "modprobe tun")
+    Finding::poor(
+        "tun",
+        "/dev/net/tun does not exist: microVMs have no network",
+        "modprobe tun",
+    )
 }
 
 impl fmt::Display for Diagnosis {
@@ -232,8 +279,16 @@ impl fmt::Display for Diagnosis {
             }
         }
         let answer = |can: bool| if can { "yes" } else { "no" };
-        let vm = if self.vm && !self.vm_fast { "too slow to be useful" } else { answer(self.vm) };
-        writeln!(formatter, "isolation process: {}; isolation vm: {vm}", answer(self.process))
+        let vm = if self.vm && !self.vm_fast {
+            "too slow to be useful"
+        } else {
+            answer(self.vm)
+        };
+        writeln!(
+            formatter,
+            "isolation process: {}; isolation vm: {vm}",
+            answer(self.process)
+        )
     }
 }
 
@@ -252,7 +307,11 @@ mod tests {
     #[test]
     fn whatever_is_not_good_has_a_remedy() {
         for finding in diagnose().findings {
-            assert_eq!(finding.remedy.is_some(), finding.verdict != Verdict::Good, "{finding:?}");
+            assert_eq!(
+                finding.remedy.is_some(),
+                finding.verdict != Verdict::Good,
+                "{finding:?}"
+            );
         }
     }
 }

@@ -66,7 +66,11 @@ impl VmObstacle {
 }
 
 fn list(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// The files that make a guest.
@@ -113,7 +117,11 @@ impl GuestFile {
             .and_then(|exe| Some(exe.parent()?.parent()?.join("lib/moat").join(self.name())));
         beside
             .into_iter()
-            .chain(SYSTEM_FOLDERS.iter().map(|folder| Path::new(folder).join(self.name())))
+            .chain(
+                SYSTEM_FOLDERS
+                    .iter()
+                    .map(|folder| Path::new(folder).join(self.name())),
+            )
             .collect()
     }
 
@@ -128,7 +136,11 @@ impl GuestFile {
                 Ok(file) => return Ok((file, path.clone())),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(source) => {
-                    return Err(VmObstacle::GuestFileUnreadable { what: self, path: path.clone(), source });
+                    return Err(VmObstacle::GuestFileUnreadable {
+                        what: self,
+                        path: path.clone(),
+                        source,
+                    });
                 }
             }
         }
@@ -144,8 +156,6 @@ pub struct VmPrerequisites {
     pub kvm: File,
     /// The guest kernel.
     pub kernel: File,
-    /// Where it was found.
-    pub kernel_path: PathBuf,
     /// guest-init.
     pub init: File,
 }
@@ -157,9 +167,9 @@ impl VmPrerequisites {
     /// The first obstacle.
     pub fn open() -> Result<VmPrerequisites, VmObstacle> {
         let kvm = open_kvm()?;
-        let (kernel, kernel_path) = GuestFile::Kernel.open()?;
+        let (kernel, _) = GuestFile::Kernel.open()?;
         let (init, _) = GuestFile::Init.open()?;
-        Ok(VmPrerequisites { kvm, kernel, kernel_path, init })
+        Ok(VmPrerequisites { kvm, kernel, init })
     }
 }
 
@@ -168,10 +178,14 @@ impl VmPrerequisites {
 /// # Errors
 /// When it is not there or may not be opened.
 pub fn open_kvm() -> Result<File, VmObstacle> {
-    OpenOptions::new().read(true).write(true).open(KVM_DEVICE).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => VmObstacle::NoKvmDevice,
-        _ => VmObstacle::KvmNotOpened(error),
-    })
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(KVM_DEVICE)
+        .map_err(|error| match error.kind() {
+            ErrorKind::NotFound => VmObstacle::NoKvmDevice,
+            _ => VmObstacle::KvmNotOpened(error),
+        })
 }
 
 #[cfg(test)]
@@ -180,7 +194,10 @@ mod tests {
 
     #[test]
     fn every_obstacle_has_a_remedy_that_names_what_to_change() {
-        let missing = VmObstacle::GuestFileMissing { what: GuestFile::Kernel, tried: vec![] };
+        let missing = VmObstacle::GuestFileMissing {
+            what: GuestFile::Kernel,
+            tried: vec![],
+        };
         assert!(missing.remedy().contains(KERNEL_VARIABLE));
         let denied = VmObstacle::KvmNotOpened(io::Error::from(ErrorKind::PermissionDenied));
         assert!(denied.remedy().contains("group kvm"));

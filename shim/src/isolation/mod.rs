@@ -60,7 +60,9 @@ impl FromStr for Wish {
             "auto" => Ok(Wish::Auto),
             "process" => Ok(Wish::AtLeast(Isolation::Process)),
             "vm" => Ok(Wish::AtLeast(Isolation::Vm)),
-            _ => Err(UnknownIsolation { word: word.to_owned() }),
+            _ => Err(UnknownIsolation {
+                word: word.to_owned(),
+            }),
         }
     }
 }

@@ -265,7 +265,13 @@ mod tests {
 
     #[test]
     fn nothing_follows_a_rule_that_answers_for_everything() {
-        let all = Rule { allow: false, kind: Kind::All, major: None, minor: None, access: access::ALL };
+        let all = Rule {
+            allow: false,
+            kind: Kind::All,
+            major: None,
+            minor: None,
+            access: access::ALL,
+        };
         let program = program(&[all, all]);
         assert_eq!(program[6..], answer(false));
     }
@@ -319,7 +325,13 @@ mod tests {
     #[test]
     fn nothing_follows_a_rule_about_everything() {
         let deny_all = super::super::devices::rules(&[]).unwrap()[0];
-        let program = program(&[Rule { allow: true, ..deny_all }, deny_all]);
+        let program = program(&[
+            Rule {
+                allow: true,
+                ..deny_all
+            },
+            deny_all,
+        ]);
         assert_eq!(program.len(), 6 + 2);
     }
 
