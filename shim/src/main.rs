@@ -134,12 +134,14 @@ fn default_root() -> PathBuf {
     )
 }
 
-/// Descriptors to keep: those asked for, and those of socket activation (sd_listen_fds(3)).
+/// Descriptors to keep: those asked for, and those of socket activation.
 fn preserved(create: &Create) -> u32 {
-    let activation = std::env::var("LISTEN_FDS")
-        .ok()
-        .and_then(|number| number.parse::<u32>().ok());
-    create.preserve_fds.saturating_add(activation.unwrap_or(0))
+    create.preserve_fds.saturating_add(activation_sockets().unwrap_or(0))
+}
+
+/// sd_listen_fds(3).
+fn activation_sockets() -> Option<u32> {
+    std::env::var("LISTEN_FDS").ok()?.parse().ok()
 }
 
 fn close_inherited(create: &Create, global: &Global) -> std::io::Result<()> {
@@ -177,6 +179,7 @@ fn create_options(create: Create, global: &Global, program: &Path) -> Result<Cre
         plan: PlanOptions {
             no_pivot: create.no_pivot,
             no_new_keyring: create.no_new_keyring,
+            activation_sockets: activation_sockets(),
         },
         preserve_fds,
         systemd_cgroup: global.systemd_cgroup || global.cgroup_manager == CgroupManager::Systemd,

@@ -200,6 +200,8 @@ pub struct PlanOptions {
     pub no_pivot: bool,
     /// `--no-new-keyring`.
     pub no_new_keyring: bool,
+    /// Sockets of the caller's socket activation, which the workload gets (sd_listen_fds(3)).
+    pub activation_sockets: Option<u32>,
 }
 
 /// Makes the plan of container `id` from the configuration of `bundle` (absolute).
@@ -220,6 +222,10 @@ pub fn plan(id: &str, bundle: &Path, mut config: Config, options: PlanOptions) -
     let rootfs = resolve_directory(&bundle.join(&root.path))?;
     let session_keyring = (!options.no_new_keyring).then(|| format!("_ses.{id}"));
     let mut process = process::process(raw_process, session_keyring, &mut warnings).map_err(rule)?;
+    if let Some(sockets) = options.activation_sockets {
+        // The workload is pid 1 of its namespace, which is what it compares LISTEN_PID with.
+        process.env.extend([format!("LISTEN_FDS={sockets}"), "LISTEN_PID=1".to_owned()]);
+    }
     if let Some(profile) = &config.linux.seccomp {
         process.seccomp = Some(seccomp::compile(profile, &mut warnings).map_err(rule)?);
     }

@@ -24,13 +24,18 @@ pub fn chain(error: &dyn StdError) -> String {
     let mut message = system_error(&error.to_string());
     let mut next = error.source();
     loop {
-        if message != last {
+        let plain = message.rsplit_once(" (").map_or(message.as_str(), |(plain, _)| plain);
+        if message == last {
+            // A wrapper that adds nothing.
+        } else if text.ends_with(plain) && !text.is_empty() {
+            text.push_str(&message[plain.len()..]);
+        } else {
             if !text.is_empty() {
                 text.push_str(": ");
             }
             text.push_str(&message);
-            last = message;
         }
+        last = message;
         let Some(error) = next else { return text };
         message = system_error(&error.to_string());
         next = error.source();
@@ -137,6 +142,13 @@ mod tests {
             chain(&error),
             "cannot read /b/config.json: no such file or directory (ENOENT)"
         );
+    }
+
+    #[test]
+    fn a_cause_that_its_effect_has_told_already_adds_its_code_alone() {
+        let source = not_found();
+        let error = LoadError::Read { path: PathBuf::from("/x: no such file or directory"), source };
+        assert_eq!(chain(&error), "cannot read /x: no such file or directory (ENOENT)");
     }
 
     #[test]

@@ -103,7 +103,11 @@ pub fn compile(seccomp: &Seccomp, warnings: &mut Vec<String>) -> Result<SeccompS
     }
     let profile = Profile::read(seccomp, warnings)?;
     let blocks = [
-        Block { architecture: program::AUDIT_ARCH_X86_64, wide: true, decisions: profile.decisions_of_64_bit() },
+        Block {
+            architecture: program::AUDIT_ARCH_X86_64,
+            wide: true,
+            decisions: profile.decisions_of_64_bit(),
+        },
         Block {
             architecture: program::AUDIT_ARCH_I386,
             wide: false,
@@ -117,19 +121,31 @@ pub fn compile(seccomp: &Seccomp, warnings: &mut Vec<String>) -> Result<SeccompS
     let program = program::assemble(&blocks, profile.default, action::KILL_THREAD);
     if program.len() / program::INSTRUCTION > program::MAX_INSTRUCTIONS {
         let count = seccomp.syscalls.len().to_string();
-        return Err(bad_value("linux.seccomp.syscalls", count, "it makes a filter that the kernel finds too long"));
+        return Err(bad_value(
+            "linux.seccomp.syscalls",
+            count,
+            "it makes a filter that the kernel finds too long",
+        ));
     }
-    Ok(SeccompSpec { program, flags: filter_flags(&seccomp.flags)? })
+    Ok(SeccompSpec {
+        program,
+        flags: filter_flags(&seccomp.flags)?,
+    })
 }
 
 fn unsupported(field: &str) -> ValidateError {
-    ValidateError::Unsupported { field: field.to_owned(), reason: ": notifications have no listener here" }
+    ValidateError::Unsupported {
+        field: field.to_owned(),
+        reason: ": notifications have no listener here",
+    }
 }
 
 fn filter_flags(names: &[String]) -> Result<u32, ValidateError> {
-    names.iter().try_fold(0, |flags, name| match FLAGS.iter().find(|(known, _)| known == name) {
-        Some((_, flag)) => Ok(flags | flag),
-        None => Err(bad_value("linux.seccomp.flags", name, "no such flag")),
+    names.iter().try_fold(0, |flags, name| {
+        match FLAGS.iter().find(|(known, _)| known == name) {
+            Some((_, flag)) => Ok(flags | flag),
+            None => Err(bad_value("linux.seccomp.flags", name, "no such flag")),
+        }
     })
 }
 
@@ -143,10 +159,16 @@ fn action_of(field: &str, name: &str, errno: Option<u32>) -> Result<u32, Validat
     let (_, action, missing) = known.ok_or_else(|| bad_value(field, name, "no such action"))?;
     match (missing, errno) {
         (None, None) => Ok(*action),
-        (None, Some(_)) => Err(bad_value(field, name, "an errnoRet is given, which this action has no use for")),
-        (Some(_), Some(errno)) if errno > LARGEST => {
-            Err(bad_value("linux.seccomp errnoRet", errno.to_string(), "no such error number"))
-        }
+        (None, Some(_)) => Err(bad_value(
+            field,
+            name,
+            "an errnoRet is given, which this action has no use for",
+        )),
+        (Some(_), Some(errno)) if errno > LARGEST => Err(bad_value(
+            "linux.seccomp errnoRet",
+            errno.to_string(),
+            "no such error number",
+        )),
         (Some(missing), errno) => Ok(action | errno.unwrap_or(*missing)),
     }
 }
@@ -154,19 +176,35 @@ fn action_of(field: &str, name: &str, errno: Option<u32>) -> Result<u32, Validat
 fn condition(argument: &SyscallArgument) -> Result<Condition, ValidateError> {
     const FIELD: &str = "linux.seccomp.syscalls[].args[]";
     let index = u8::try_from(argument.index).ok().filter(|index| *index < 6);
-    let index =
-        index.ok_or_else(|| bad_value(format!("{FIELD}.index"), argument.index.to_string(), "0 to 5 is possible"))?;
+    let index = index.ok_or_else(|| {
+        bad_value(
+            format!("{FIELD}.index"),
+            argument.index.to_string(),
+            "0 to 5 is possible",
+        )
+    })?;
     let (_, operator) = OPERATORS
         .iter()
         .find(|(name, _)| *name == argument.op)
         .ok_or_else(|| bad_value(format!("{FIELD}.op"), &argument.op, "no such comparison"))?;
-    Ok(Condition { index, operator: *operator, value: argument.value, second: argument.value_two })
+    Ok(Condition {
+        index,
+        operator: *operator,
+        value: argument.value,
+        second: argument.value_two,
+    })
 }
 
 /// The conditions of a rule; several rules where one argument appears more than once, as runc takes it.
 fn alternatives(rule: &SyscallRule) -> Result<Vec<Vec<Condition>>, ValidateError> {
     let conditions: Vec<Condition> = rule.args.iter().map(condition).collect::<Result<_, _>>()?;
-    let repeated = (0..6).any(|index| conditions.iter().filter(|condition| condition.index == index).count() > 1);
+    let repeated = (0..6).any(|index| {
+        conditions
+            .iter()
+            .filter(|condition| condition.index == index)
+            .count()
+            > 1
+    });
     if repeated {
         return Ok(conditions.into_iter().map(|condition| vec![condition]).collect());
     }
@@ -183,10 +221,18 @@ struct Profile {
 
 impl Profile {
     fn read(seccomp: &Seccomp, warnings: &mut Vec<String>) -> Result<Profile, ValidateError> {
-        let default = action_of("linux.seccomp.defaultAction", &seccomp.default_action, seccomp.default_errno_ret)?;
+        let default = action_of(
+            "linux.seccomp.defaultAction",
+            &seccomp.default_action,
+            seccomp.default_errno_ret,
+        )?;
         let mut listed = ARCHITECTURES.map(|name| seccomp.architectures.iter().any(|listed| listed == name));
         listed[X86_64] = true;
-        let mut profile = Profile { default, listed, calls: Default::default() };
+        let mut profile = Profile {
+            default,
+            listed,
+            calls: Default::default(),
+        };
         for rule in &seccomp.syscalls {
             let action = action_of("linux.seccomp.syscalls[].action", &rule.action, rule.errno_ret)?;
             let alternatives = alternatives(rule)?;
@@ -202,13 +248,17 @@ impl Profile {
             // Profiles name calls of other architectures and of later kernels. Where the default refuses,
             // they stay refused.
             if matches!(self.default, action::ALLOW | action::LOG) {
-                warnings.push(format!("seccomp: the system call {name:?} is unknown and stays allowed"));
+                warnings.push(format!(
+                    "seccomp: the system call {name:?} is unknown and stays allowed"
+                ));
             }
             return;
         };
         let (_, numbers) = syscalls::SYSCALLS[place];
         for (calls, number) in self.calls.iter_mut().zip(numbers) {
-            let Ok(number) = u32::try_from(number) else { continue };
+            let Ok(number) = u32::try_from(number) else {
+                continue;
+            };
             let decision = calls.entry(number).or_insert_with(|| Decision::First(Vec::new()));
             for conditions in alternatives {
                 decision.add(conditions, action);
@@ -218,7 +268,9 @@ impl Profile {
 
     fn refuses(&self) -> bool {
         let is_enosys = self.default == action::ERRNO | ENOSYS;
-        !is_enosys && !matches!(self.default, action::ALLOW | action::LOG) && self.default & action::TRACE != action::TRACE
+        !is_enosys
+            && !matches!(self.default, action::ALLOW | action::LOG)
+            && self.default & action::TRACE != action::TRACE
     }
 
     /// What is decided from each number on, up to the next one.
@@ -226,7 +278,11 @@ impl Profile {
         let calls = &self.calls[architecture];
         let mut decisions = BTreeMap::from([(0, Decision::Always(self.default))]);
         // First where each call ends, since the next number may have a rule itself.
-        decisions.extend(calls.keys().map(|number| (number + 1, Decision::Always(self.default))));
+        decisions.extend(
+            calls
+                .keys()
+                .map(|number| (number + 1, Decision::Always(self.default))),
+        );
         decisions.extend(calls.iter().map(|(number, decision)| (*number, decision.clone())));
         if let Some((last, _)) = calls.last_key_value()
             && self.refuses()
@@ -257,7 +313,10 @@ impl Decision {
         match self {
             Decision::Always(_) => {}
             Decision::First(_) if conditions.is_empty() => *self = Decision::Always(action),
-            Decision::First(rules) => rules.push(Rule { conditions: conditions.to_vec(), action }),
+            Decision::First(rules) => rules.push(Rule {
+                conditions: conditions.to_vec(),
+                action,
+            }),
         }
     }
 }
@@ -284,7 +343,11 @@ mod tests {
     fn call(number: u32, arguments: &[u64]) -> Call {
         let mut all = [0; 6];
         all[..arguments.len()].copy_from_slice(arguments);
-        Call { number, architecture: program::AUDIT_ARCH_X86_64, arguments: all }
+        Call {
+            number,
+            architecture: program::AUDIT_ARCH_X86_64,
+            arguments: all,
+        }
     }
 
     fn allow_list(rules: Value) -> Value {
@@ -294,8 +357,13 @@ mod tests {
     #[test]
     fn the_table_is_sorted_so_that_it_can_be_searched() {
         assert!(syscalls::SYSCALLS.windows(2).all(|pair| pair[0].0 < pair[1].0));
-        for (name, number) in [("read", libc::SYS_read), ("clone3", libc::SYS_clone3), ("ioctl", libc::SYS_ioctl)] {
-            let (_, numbers) = syscalls::SYSCALLS[syscalls::SYSCALLS.binary_search_by(|s| s.0.cmp(name)).unwrap()];
+        for (name, number) in [
+            ("read", libc::SYS_read),
+            ("clone3", libc::SYS_clone3),
+            ("ioctl", libc::SYS_ioctl),
+        ] {
+            let (_, numbers) =
+                syscalls::SYSCALLS[syscalls::SYSCALLS.binary_search_by(|s| s.0.cmp(name)).unwrap()];
             assert_eq!(i64::from(numbers[X86_64]), number, "{name}");
         }
     }
@@ -306,21 +374,30 @@ mod tests {
         assert_eq!(answer(&profile, call(READ, &[])), action::ALLOW);
         assert_eq!(answer(&profile, call(PERSONALITY, &[])), action::ALLOW);
         assert_eq!(answer(&profile, call(CLONE, &[])), action::ERRNO | EPERM);
-        assert_eq!(answer(&profile, call(PERSONALITY + 1, &[])), action::ERRNO | ENOSYS);
+        assert_eq!(
+            answer(&profile, call(PERSONALITY + 1, &[])),
+            action::ERRNO | ENOSYS
+        );
         assert_eq!(answer(&profile, call(CANCELLED, &[])), action::ERRNO | EPERM);
     }
 
     #[test]
     fn architectures_that_are_not_listed_are_killed() {
         let profile = allow_list(json!([{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]));
-        let i386 = Call { architecture: program::AUDIT_ARCH_I386, ..call(3, &[]) };
+        let i386 = Call {
+            architecture: program::AUDIT_ARCH_I386,
+            ..call(3, &[])
+        };
         assert_eq!(answer(&profile, i386.clone()), action::KILL_THREAD);
         assert_eq!(answer(&profile, call(X32_BIT | READ, &[])), action::KILL_THREAD);
         let mut all = profile;
         all["architectures"] = json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]);
         assert_eq!(answer(&all, i386), action::ALLOW, "read is call 3 on i386");
         assert_eq!(answer(&all, call(X32_BIT | READ, &[])), action::ALLOW);
-        let arm = Call { architecture: 0xc000_00b7, ..call(READ, &[]) };
+        let arm = Call {
+            architecture: 0xc000_00b7,
+            ..call(READ, &[])
+        };
         assert_eq!(answer(&all, arm), action::KILL_THREAD);
     }
 
@@ -359,10 +436,15 @@ mod tests {
     fn what_means_nothing_is_refused_by_name() {
         let refused = |profile: Value| compiled(profile).unwrap_err().to_string();
         assert!(refused(json!({"defaultAction": "SCMP_ACT_X"})).contains("defaultAction"));
-        assert!(refused(json!({"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 1})).contains("errnoRet"));
+        assert!(
+            refused(json!({"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 1})).contains("errnoRet")
+        );
         assert!(refused(json!({"defaultAction": "SCMP_ACT_ALLOW", "flags": ["X"]})).contains("flags"));
         assert!(refused(json!({"defaultAction": "SCMP_ACT_NOTIFY"})).contains("SCMP_ACT_NOTIFY"));
-        assert!(refused(json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/s"})).contains("listenerPath"));
+        assert!(
+            refused(json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/s"}))
+                .contains("listenerPath")
+        );
         let args = json!([{"index": 6, "value": 1, "op": "SCMP_CMP_EQ"}]);
         let rule = json!([{"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": args}]);
         assert!(refused(allow_list(rule)).contains("index"));
@@ -373,6 +455,10 @@ mod tests {
         let names: Vec<&str> = syscalls::SYSCALLS.iter().map(|(name, _)| *name).collect();
         let profile = allow_list(json!([{"names": names, "action": "SCMP_ACT_ALLOW"}]));
         let length = compiled(profile).unwrap().program.len() / program::INSTRUCTION;
-        assert!(length < 40, "{length} instructions for {} calls", syscalls::SYSCALLS.len());
+        assert!(
+            length < 40,
+            "{length} instructions for {} calls",
+            syscalls::SYSCALLS.len()
+        );
     }
 }

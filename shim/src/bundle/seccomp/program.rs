@@ -98,7 +98,12 @@ const ARCHITECTURE: u32 = 4;
 const ARGUMENTS: u32 = 16;
 
 fn plain(code: u16, operand: u32) -> Instruction {
-    Instruction { code, jump_true: 0, jump_false: 0, operand }
+    Instruction {
+        code,
+        jump_true: 0,
+        jump_false: 0,
+        operand,
+    }
 }
 
 /// The program, as the kernel takes it.
@@ -108,7 +113,12 @@ pub fn assemble(blocks: &[Block], default: u32, other_architecture: u32) -> Vec<
         let mut body = vec![plain(LD_ABS, NUMBER)];
         body.extend(search(&ranges(block), block.wide, default));
         // To the next block, over a body that may be longer than a conditional jump reaches.
-        program.push(Instruction { code: JEQ, jump_true: 1, jump_false: 0, operand: block.architecture });
+        program.push(Instruction {
+            code: JEQ,
+            jump_true: 1,
+            jump_false: 0,
+            operand: block.architecture,
+        });
         program.push(plain(JA, distance(body.len())));
         program.extend(body);
     }
@@ -118,7 +128,16 @@ pub fn assemble(blocks: &[Block], default: u32, other_architecture: u32) -> Vec<
         .flat_map(|instruction| {
             let [code_low, code_high] = instruction.code.to_ne_bytes();
             let [a, b, c, d] = instruction.operand.to_ne_bytes();
-            [code_low, code_high, instruction.jump_true, instruction.jump_false, a, b, c, d]
+            [
+                code_low,
+                code_high,
+                instruction.jump_true,
+                instruction.jump_false,
+                a,
+                b,
+                c,
+                d,
+            ]
         })
         .collect()
 }
@@ -148,9 +167,19 @@ fn search(ranges: &[(u32, &Decision)], wide: bool, default: u32) -> Vec<Instruct
             let (first, _) = upper[0];
             let below = search(lower, wide, default);
             let mut code = match u8::try_from(below.len()) {
-                Ok(over) => vec![Instruction { code: JGE, jump_true: over, jump_false: 0, operand: first }],
+                Ok(over) => vec![Instruction {
+                    code: JGE,
+                    jump_true: over,
+                    jump_false: 0,
+                    operand: first,
+                }],
                 Err(_) => vec![
-                    Instruction { code: JGE, jump_true: 0, jump_false: 1, operand: first },
+                    Instruction {
+                        code: JGE,
+                        jump_true: 0,
+                        jump_false: 1,
+                        operand: first,
+                    },
                     plain(JA, distance(below.len())),
                 ],
             };
@@ -168,7 +197,11 @@ fn decide(decision: &Decision, wide: bool, default: u32) -> Vec<Instruction> {
     };
     let mut code = Vec::new();
     for rule in rules {
-        let tests: Vec<Vec<Step>> = rule.conditions.iter().map(|condition| test(condition, wide)).collect();
+        let tests: Vec<Vec<Step>> = rule
+            .conditions
+            .iter()
+            .map(|condition| test(condition, wide))
+            .collect();
         let length = tests.iter().map(Vec::len).sum::<usize>() + 1;
         let mut at = 0;
         for test in tests {
@@ -198,7 +231,12 @@ enum Way {
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Plain(Instruction),
-    Jump { code: u16, operand: u32, when_true: Way, when_false: Way },
+    Jump {
+        code: u16,
+        operand: u32,
+        when_true: Way,
+        when_false: Way,
+    },
 }
 
 impl Step {
@@ -206,7 +244,12 @@ impl Step {
     fn place(self, at: usize, end: usize, length: usize) -> Instruction {
         match self {
             Step::Plain(instruction) => instruction,
-            Step::Jump { code, operand, when_true, when_false } => {
+            Step::Jump {
+                code,
+                operand,
+                when_true,
+                when_false,
+            } => {
                 let over = |way: Way| {
                     let target = match way {
                         Way::On => at + 1,
@@ -216,7 +259,12 @@ impl Step {
                     // Six tests of at most six instructions: never near 255.
                     u8::try_from(target - at - 1).unwrap_or(u8::MAX)
                 };
-                Instruction { code, jump_true: over(when_true), jump_false: over(when_false), operand }
+                Instruction {
+                    code,
+                    jump_true: over(when_true),
+                    jump_false: over(when_false),
+                    operand,
+                }
             }
         }
     }
@@ -232,7 +280,12 @@ fn test(condition: &Condition, wide: bool) -> Vec<Step> {
     let lower_at = ARGUMENTS + 8 * u32::from(condition.index);
     let load = |offset| Step::Plain(plain(LD_ABS, offset));
     let mask = |bits| Step::Plain(plain(AND, bits));
-    let jump = |code, operand, when_true, when_false| Step::Jump { code, operand, when_true, when_false };
+    let jump = |code, operand, when_true, when_false| Step::Jump {
+        code,
+        operand,
+        when_true,
+        when_false,
+    };
     let (high, low) = halves(condition.value);
     let (second_high, second_low) = halves(condition.second);
     use Way::{Fails, Holds, On};
@@ -344,7 +397,11 @@ mod tests {
             Decision::Always(action) => *action,
             Decision::First(rules) => rules
                 .iter()
-                .find(|rule| rule.conditions.iter().all(|c| holds(c, call.arguments[usize::from(c.index)])))
+                .find(|rule| {
+                    rule.conditions
+                        .iter()
+                        .all(|c| holds(c, call.arguments[usize::from(c.index)]))
+                })
                 .map_or(DEFAULT, |rule| rule.action),
         }
     }
@@ -364,8 +421,12 @@ mod tests {
             Operator::Greater,
             Operator::MaskedEqual,
         ]);
-        (0u8..6, operator, value(), value())
-            .prop_map(|(index, operator, value, second)| Condition { index, operator, value, second })
+        (0u8..6, operator, value(), value()).prop_map(|(index, operator, value, second)| Condition {
+            index,
+            operator,
+            value,
+            second,
+        })
     }
 
     fn any_decision() -> impl Strategy<Value = Decision> {

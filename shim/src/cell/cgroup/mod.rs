@@ -69,6 +69,14 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
+    /// The file of a limit is missing, because its controller is.
+    #[error("cannot set {file} of {}: its controller is not available in this cgroup", path.display())]
+    NoController {
+        /// The cgroup.
+        path: PathBuf,
+        /// The file.
+        file: String,
+    },
     /// A file can't be read.
     #[error("cannot read {}", path.display())]
     Read {
@@ -411,16 +419,18 @@ fn make(mount: &Path, path: &Path) -> Result<(), CgroupError> {
 
 fn apply(directory: &Path, setting: &Setting) -> Result<(), CgroupError> {
     let written = write(&directory.join(&*setting.file), &setting.value);
-    match (written, &setting.missing) {
-        (Err(CgroupError::Write { source, .. }), Missing::Skip) if source.kind() == ErrorKind::NotFound => {
-            Ok(())
-        }
-        (Err(CgroupError::Write { source, .. }), Missing::Instead { file, value })
-            if source.kind() == ErrorKind::NotFound =>
-        {
-            write(&directory.join(&**file), value)
-        }
-        (written, Missing::Fail | Missing::Skip | Missing::Instead { .. }) => written,
+    match written {
+        Err(CgroupError::Write { source, .. }) if source.kind() == ErrorKind::NotFound => match &setting.missing {
+            Missing::Skip => Ok(()),
+            Missing::Instead { file, value } => {
+                apply(directory, &Setting::new(setting.controller, file.clone(), value))
+            }
+            Missing::Fail => {
+                let file = setting.file.clone().into_owned();
+                Err(CgroupError::NoController { path: directory.to_owned(), file })
+            }
+        },
+        written => written,
     }
 }
 
