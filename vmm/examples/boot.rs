@@ -4,7 +4,7 @@
 //!
 //! Prints marks, exits and, with `CONSOLE=1` or when the guest did not end by itself or its console lacks
 //! the text in `EXPECT`, the console. The
-//! guest gets an entropy device, a disk of 1 MiB that can be written and one that cannot. Gives up after
+//! guest gets the folder `SHARE` (if set) by virtio-fs under the tag `share`, an entropy device, a disk of 1 MiB that can be written and one that cannot. Gives up after
 //! `TIMEOUT` seconds (60). `probe-init` is an init that checks all of it.
 
 use std::error::Error;
@@ -17,6 +17,7 @@ use moat_vmm::boot::initramfs;
 use moat_vmm::builder::{Machine, Worker};
 use moat_vmm::config::VmConfig;
 use moat_vmm::devices::virtio::block::{Block, BlockConfig};
+use moat_vmm::devices::virtio::fs::{Fs, FsConfig};
 use moat_vmm::devices::virtio::rng::Rng;
 use moat_vmm::vm::{ExitReason, RunningVm};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -64,6 +65,10 @@ fn start(args: &[String]) -> Result<RunningVm, Box<dyn Error>> {
     machine.attach(Box::new(Rng::new()), Worker::Shared)?;
     machine.attach(disk("first", false)?, Worker::Shared)?;
     machine.attach(disk("second", true)?, Worker::Own)?;
+    if let Some(share) = std::env::var_os("SHARE") {
+        let (root, fds) = (File::open(share)?.into(), File::open("/proc/self/fd")?.into());
+        machine.attach(Box::new(Fs::new(FsConfig::new("share", root, fds))?), Worker::Own)?;
+    }
     Ok(machine.start()?)
 }
 

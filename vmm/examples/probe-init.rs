@@ -98,6 +98,35 @@ fn read_only_disk() -> bool {
     flag.trim() == "1" && id.trim() == "second"
 }
 
+/// Makes, fills, renames, lists and removes files of a tree, and sees a file of the host.
+fn share() -> bool {
+    if parameter("probe.share").is_none() {
+        return true;
+    }
+    let work = || -> std::io::Result<bool> {
+        fs::create_dir_all("/mnt")?;
+        mount("share", "/mnt", "virtiofs", MountFlags::empty(), None)?;
+        let host = fs::read_to_string("/mnt/host")?;
+        fs::create_dir("/mnt/made")?;
+        for i in 0..200u32 {
+            fs::write(format!("/mnt/made/{i}"), i.to_string().repeat(1000))?;
+        }
+        fs::rename("/mnt/made/7", "/mnt/seven")?;
+        fs::hard_link("/mnt/seven", "/mnt/eight")?;
+        let large = vec![0x77; 3 << 20];
+        fs::write("/mnt/large", &large)?;
+        fs::write("/proc/sys/vm/drop_caches", "3")?;
+        let listed = fs::read_dir("/mnt/made")?.count();
+        let back = fs::read("/mnt/large")? == large && fs::read("/mnt/eight")? == "7".repeat(1000).as_bytes();
+        fs::remove_file("/mnt/seven")?;
+        Ok(host == "from the host" && listed == 199 && back)
+    };
+    work().unwrap_or_else(|error| {
+        let _ = writeln!(std::io::stdout(), "share: {error}");
+        false
+    })
+}
+
 /// A name and what must hold.
 type Check = (&'static str, fn() -> bool);
 
@@ -112,13 +141,14 @@ fn main() {
     }
     mark(0x10);
     let mut console = std::io::stdout();
-    let checks: [Check; 6] = [
+    let checks: [Check; 7] = [
         ("cpus", cpus),
         ("memory", memory),
         ("clock", clock),
         ("rng", rng),
         ("disk", disk),
         ("read-only disk", read_only_disk),
+        ("share", share),
     ];
     let mut failed = 0;
     for (number, (name, check)) in (0u8..).zip(checks) {
