@@ -1,5 +1,10 @@
 //! The machine under guests of a few bytes: how VMs end, stop and pause. Needs `/dev/kvm`; guests this small
 //! run on a KVM that emulates kernel mode too.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "functions that tests share; a skip says why"
+)]
 
 use std::fs::File;
 use std::io::Write;

@@ -13,8 +13,13 @@ use vmm_sys_util::eventfd::EventFd;
 /// Bytes of the console that are kept. A panic with its trace is some 4 KiB.
 const CONSOLE_SIZE: usize = 64 << 10;
 
-/// How a Linux guest begins the last thing it says.
-const PANIC: &str = "Kernel panic - not syncing";
+/// What a Linux guest says when it panics, first and last. Either will do: another CPU may be printing, and
+/// breaks one of them in two.
+const PANIC: [&str; 3] = [
+    "Kernel panic - not syncing",
+    "Kernel Offset: ",
+    "---[ end Kernel panic",
+];
 
 /// The last [`CONSOLE_SIZE`] bytes of the guest's console.
 #[derive(Debug, Default)]
@@ -40,7 +45,8 @@ impl Console {
 
     /// Whether a kernel says that it has panicked.
     pub fn shows_panic(&self) -> bool {
-        self.text().contains(PANIC)
+        let text = self.text();
+        PANIC.iter().any(|sign| text.contains(sign))
     }
 
     fn push(&self, bytes: &[u8]) {
@@ -156,6 +162,11 @@ mod tests {
         console.push(b"all is well\n");
         assert!(!console.shows_panic());
         console.push(b"[1.0] Kernel panic - not syncing: VFS\n");
+        assert!(console.shows_panic());
+
+        // Seen with two vCPUs: init's last line and the kernel's meet.
+        let console = Console::default();
+        console.push(b"[ 1.7probe: 0 failed\n8] Kernel pa\r\nnic - not syncing: init\n[ 1.8] Kernel Offset: disabled\n");
         assert!(console.shows_panic());
     }
 
