@@ -28,6 +28,7 @@ use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::{GuestMemory, VirtioDevice};
 use crate::event::Event;
 use crate::event_loop::{EventLoop, EventLoopError, Served};
+use crate::extensions::NEEDED;
 use crate::irq::{self, IrqError};
 use crate::layout::{FIRST_SLOT_IRQ, KVM_IDENTITY_MAP, KVM_TSS, SERIAL_IRQ, SLOTS, slot_address};
 use crate::memory::{self, MemoryError};
@@ -39,17 +40,6 @@ use crate::{kvm, layout};
 
 /// The only version of the API there ever was.
 const KVM_API_VERSION: i32 = 12;
-
-/// What this VMM needs of KVM; all are there since Linux 4.12 at the latest.
-const NEEDED: [(Cap, &str); 7] = [
-    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
-    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
-    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
-    (Cap::Irqfd, "KVM_CAP_IRQFD"),
-    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
-    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-];
 
 /// Most leaves that KVM hands out at once (`KVM_MAX_CPUID_ENTRIES` of the kernel).
 const MAX_CPUID: usize = 256;

@@ -1,5 +1,5 @@
 //! What this VMM needs of KVM beyond its oldest interface (KVM API 4.4 "KVM_CHECK_EXTENSION"), by name, for
-//! reports: a build on a KVM that lacks one fails with the ioctl's own error.
+//! reports and for the builder, which refuses a KVM that lacks one.
 
 use std::fs::File;
 use std::io;
@@ -8,7 +8,8 @@ use kvm_ioctls::Cap;
 
 use crate::kvm;
 
-const NEEDED: [(Cap, &str); 7] = [
+/// Each is there since Linux 4.12 at the latest.
+pub(crate) const NEEDED: [(Cap, &str); 7] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
@@ -35,7 +36,6 @@ mod tests {
     use super::*;
 
     #[test]
-    #[expect(clippy::print_stderr, reason = "a skip says why")]
     fn a_kvm_that_can_be_opened_is_asked() {
         let Ok(kvm) = File::options().read(true).write(true).open("/dev/kvm") else {
             eprintln!("skipped: /dev/kvm cannot be opened");

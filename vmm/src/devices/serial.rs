@@ -21,7 +21,7 @@ const PANIC: [&str; 3] = [
     "---[ end Kernel panic",
 ];
 
-/// The last [`CONSOLE_SIZE`] bytes of the guest's console.
+/// The last 64 KiB of the guest's console.
 #[derive(Debug, Default)]
 pub struct Console(Mutex<VecDeque<u8>>);
 

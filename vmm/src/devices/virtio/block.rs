@@ -11,7 +11,6 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 };
-use vm_memory::{ByteValued, Le32, Le64};
 
 use super::chain::{Chain, ChainError, ChainLimit};
 use super::{Activation, GuestMemory, VirtioDevice};
@@ -89,14 +88,6 @@ impl BlockError {
         };
         u8::try_from(status).expect("a status is one byte")
     }
-}
-
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
-struct Header {
-    kind: Le32,
-    reserved: Le32,
-    sector: Le64,
 }
 
 /// What changes while the disk is in use.
@@ -186,9 +177,12 @@ impl Block {
         memory: &GuestMemory,
         data_len: usize,
     ) -> Result<usize, BlockError> {
-        let header: Header = chain.read_obj(memory).map_err(BlockError::Chain)?;
-        let sector = header.sector.to_native();
-        match header.kind.to_native() {
+        // 5.2.6: type, reserved, sector; little endian.
+        let mut header = [0; HEADER_LEN];
+        chain.read_exact(memory, &mut header).map_err(BlockError::Chain)?;
+        let [a, b, c, d, _, _, _, _, rest @ ..] = header;
+        let (kind, sector) = (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(rest));
+        match kind {
             VIRTIO_BLK_T_IN => self.read(chain, memory, sector, data_len),
             VIRTIO_BLK_T_OUT => self.write(chain, memory, sector),
             VIRTIO_BLK_T_FLUSH if self.config.read_only => Ok(0),
@@ -306,12 +300,6 @@ impl VirtioDevice for Block {
         self.serve();
     }
 }
-
-// The header is three little-endian integers without padding: any bytes make one.
-#[expect(unsafe_code, reason = "ByteValued is an unsafe trait")]
-// SAFETY: `ByteValued` demands a type without padding, references or invalid values: `Header` is
-// repr(C), 4 + 4 + 8 bytes aligned to 8, of integers only.
-unsafe impl ByteValued for Header {}
 
 #[cfg(test)]
 #[path = "block_tests.rs"]
