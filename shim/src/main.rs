@@ -136,7 +136,9 @@ fn default_root() -> PathBuf {
 
 /// Descriptors to keep: those asked for, and those of socket activation.
 fn preserved(create: &Create) -> u32 {
-    create.preserve_fds.saturating_add(activation_sockets().unwrap_or(0))
+    create
+        .preserve_fds
+        .saturating_add(activation_sockets().unwrap_or(0))
 }
 
 /// sd_listen_fds(3).

@@ -224,7 +224,9 @@ pub fn plan(id: &str, bundle: &Path, mut config: Config, options: PlanOptions) -
     let mut process = process::process(raw_process, session_keyring, &mut warnings).map_err(rule)?;
     if let Some(sockets) = options.activation_sockets {
         // The workload is pid 1 of its namespace, which is what it compares LISTEN_PID with.
-        process.env.extend([format!("LISTEN_FDS={sockets}"), "LISTEN_PID=1".to_owned()]);
+        process
+            .env
+            .extend([format!("LISTEN_FDS={sockets}"), "LISTEN_PID=1".to_owned()]);
     }
     if let Some(profile) = &config.linux.seccomp {
         process.seccomp = Some(seccomp::compile(profile, &mut warnings).map_err(rule)?);
@@ -315,6 +317,14 @@ fn namespaces(linux: &Linux) -> Result<Namespaces, ValidateError> {
     namespaces
         .joined
         .sort_by_key(|(kind, _)| NamespaceKind::ALL.iter().position(|known| known == kind));
+    if namespaces.is_joined(NamespaceKind::User) {
+        // The others would have to be made from within it, by a process in between.
+        let field = "linux.namespaces[].path of the user namespace".to_owned();
+        return Err(ValidateError::Unsupported {
+            field,
+            reason: " yet",
+        });
+    }
     if !namespaces.has(NamespaceKind::Mount) {
         let needed = "a mount namespace: without one the container's mounts would be the host's";
         return Err(ValidateError::Needs {
@@ -653,6 +663,12 @@ pub(crate) mod tests {
             refused(|c| c["linux"]["namespaces"] = json!([{"type": "pid", "path": "x"}]))
                 .contains("absolute")
         );
+    }
+
+    #[test]
+    fn a_joined_user_namespace_is_refused() {
+        let user = json!([{"type": "mount"}, {"type": "user", "path": "/proc/1/ns/user"}]);
+        assert!(refused(|c| c["linux"]["namespaces"] = user).contains("user namespace"));
     }
 
     #[test]

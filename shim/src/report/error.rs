@@ -24,7 +24,9 @@ pub fn chain(error: &dyn StdError) -> String {
     let mut message = system_error(&error.to_string());
     let mut next = error.source();
     loop {
-        let plain = message.rsplit_once(" (").map_or(message.as_str(), |(plain, _)| plain);
+        let plain = message
+            .rsplit_once(" (")
+            .map_or(message.as_str(), |(plain, _)| plain);
         if message == last {
             // A wrapper that adds nothing.
         } else if text.ends_with(plain) && !text.is_empty() {
@@ -147,8 +149,14 @@ mod tests {
     #[test]
     fn a_cause_that_its_effect_has_told_already_adds_its_code_alone() {
         let source = not_found();
-        let error = LoadError::Read { path: PathBuf::from("/x: no such file or directory"), source };
-        assert_eq!(chain(&error), "cannot read /x: no such file or directory (ENOENT)");
+        let error = LoadError::Read {
+            path: PathBuf::from("/x: no such file or directory"),
+            source,
+        };
+        assert_eq!(
+            chain(&error),
+            "cannot read /x: no such file or directory (ENOENT)"
+        );
     }
 
     #[test]

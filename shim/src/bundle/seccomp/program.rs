@@ -340,7 +340,11 @@ pub(super) mod simulate {
                 _ => {
                     let argument = self.arguments[usize::try_from((offset - ARGUMENTS) / 8).unwrap()];
                     let (high, low) = halves(argument);
-                    if (offset - ARGUMENTS) % 8 == 0 { low } else { high }
+                    if (offset - ARGUMENTS).is_multiple_of(8) {
+                        low
+                    } else {
+                        high
+                    }
                 }
             }
         }

@@ -420,16 +420,21 @@ fn make(mount: &Path, path: &Path) -> Result<(), CgroupError> {
 fn apply(directory: &Path, setting: &Setting) -> Result<(), CgroupError> {
     let written = write(&directory.join(&*setting.file), &setting.value);
     match written {
-        Err(CgroupError::Write { source, .. }) if source.kind() == ErrorKind::NotFound => match &setting.missing {
-            Missing::Skip => Ok(()),
-            Missing::Instead { file, value } => {
-                apply(directory, &Setting::new(setting.controller, file.clone(), value))
+        Err(CgroupError::Write { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            match &setting.missing {
+                Missing::Skip => Ok(()),
+                Missing::Instead { file, value } => {
+                    apply(directory, &Setting::new(setting.controller, file.clone(), value))
+                }
+                Missing::Fail => {
+                    let file = setting.file.clone().into_owned();
+                    Err(CgroupError::NoController {
+                        path: directory.to_owned(),
+                        file,
+                    })
+                }
             }
-            Missing::Fail => {
-                let file = setting.file.clone().into_owned();
-                Err(CgroupError::NoController { path: directory.to_owned(), file })
-            }
-        },
+        }
         written => written,
     }
 }
