@@ -6,7 +6,7 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use moat_workload::sys::Cloned;
 use rustix::process::{Pid, WaitId, WaitIdOptions};
@@ -101,7 +101,7 @@ pub fn create(
 ) -> Result<Created, Error> {
     let (choice, prerequisites) = choose(options, &plan)?;
     let console = console(options, &plan, terminal)?;
-    let mut cgroup = Cgroup::locate(&plan, options.systemd_cgroup)?;
+    let cgroup = Cgroup::locate(&plan, options.systemd_cgroup)?;
     if choice.isolation == Isolation::Process {
         let own_namespace = plan.namespaces.is_new(NamespaceKind::Cgroup);
         provide_cgroup_mounts(&mut plan, &cgroup, own_namespace);
@@ -115,7 +115,7 @@ pub fn create(
         created: false,
         started: false,
     };
-    let created = match lay_out(&container, &plan, &choice, &mut cgroup, &mut memory) {
+    let created = match lay_out(&container, &plan, &choice, &cgroup, &mut memory) {
         Err(error) => Err(error),
         Ok(stage) => match namespaces::clone_init(&plan, stage.directory.as_ref()) {
             Err(error) => Err(error.into()),
@@ -241,16 +241,16 @@ fn lay_out(
     container: &Locked,
     plan: &Plan,
     choice: &Choice,
-    cgroup: &mut Cgroup,
+    cgroup: &Cgroup,
     memory: &mut Memory,
 ) -> Result<Stage, Error> {
     let record = record(plan, choice, cgroup);
     container.write_record(&record)?;
-    let directory = match cgroup.create(plan) {
+    let directory = match cgroup.create() {
         Ok(directory) => directory,
         Err(error) => {
             // What was in the way is somebody else's, and must not be taken for the container's.
-            cgroup.remove_unused();
+            cgroup.remove_unused(Duration::ZERO);
             return Err(error.into());
         }
     };

@@ -56,6 +56,9 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<(), Error> {
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// How long an init that nobody knows of may take to see that its command line has ended.
+const UNRECORDED_INIT: Duration = Duration::from_secs(1);
+
 /// The lock, even from a `create` or `start` that hangs: what it waits for is killed.
 fn seize(mut directory: ContainerDirectory) -> Result<Locked, Error> {
     let deadline = Instant::now() + PATIENCE;
@@ -94,8 +97,9 @@ pub fn tear_down(container: Locked, memory: Memory) -> Result<(), Error> {
             }
             record.cgroup.remove()?;
         }
-        // Broken off before there was an init: whoever is in this cgroup is somebody else.
-        (Some(record), None) => record.cgroup.remove_unused(),
+        // Broken off before init was recorded. An init that was cloned ends by itself; whoever stays in
+        // this cgroup is somebody else.
+        (Some(record), None) => record.cgroup.remove_unused(UNRECORDED_INIT),
         (None, _) => {}
     }
     container.remove()?;

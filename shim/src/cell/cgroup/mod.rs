@@ -20,7 +20,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use moat_protocol::workload_spec::CgroupMount;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Access, Mode, OFlags};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -202,6 +202,15 @@ pub struct Directory {
     pub path: PathBuf,
 }
 
+impl Directory {
+    /// Whether the caller may make it: write into the nearest directory above that exists.
+    fn can_be_made(&self) -> bool {
+        let mut above = self.path.ancestors().skip(1);
+        let existing = above.find(|path| path.exists());
+        existing.is_some_and(|path| rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK).is_ok())
+    }
+}
+
 /// A container's cgroup, made or to be made; kept in its record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cgroup {
@@ -240,12 +249,9 @@ impl Cgroup {
                 path,
             }
         };
-        Ok(match hierarchies {
+        let cgroup = match hierarchies {
             Hierarchies::None if plan.resources.has_limits() => return Err(CgroupError::NoHierarchy),
-            Hierarchies::None => Cgroup {
-                version: Version::None,
-                directories: Vec::new(),
-            },
+            Hierarchies::None => Cgroup::none(),
             Hierarchies::V2 { mount } => Cgroup {
                 version: Version::V2,
                 directories: vec![directory(Vec::new(), mount)],
@@ -257,29 +263,28 @@ impl Cgroup {
                     .map(|h| directory(h.controllers, h.mount))
                     .collect(),
             },
-        })
+        };
+        // Without privileges and without limits to set, a container goes without a cgroup of its own.
+        let may_do_without = !rustix::process::geteuid().is_root() && !plan.resources.has_limits();
+        if may_do_without && !cgroup.directories.iter().all(Directory::can_be_made) {
+            return Ok(Cgroup::none());
+        }
+        Ok(cgroup)
+    }
+
+    fn none() -> Cgroup {
+        Cgroup {
+            version: Version::None,
+            directories: Vec::new(),
+        }
     }
 
     /// Makes the directories. Gives back the one that init is to be cloned into, on v2.
     ///
-    /// Without privileges and without limits to set, a container goes without a cgroup of its own.
-    ///
     /// # Errors
     /// When a directory can't be made, or has processes in it.
-    pub fn create(&mut self, plan: &Plan) -> Result<Option<OwnedFd>, CgroupError> {
-        match self.create_all() {
-            Err(CgroupError::Create { source, .. })
-                if is_refusal(&source)
-                    && !rustix::process::geteuid().is_root()
-                    && !plan.resources.has_limits() =>
-            {
-                *self = Cgroup {
-                    version: Version::None,
-                    directories: Vec::new(),
-                };
-            }
-            result => result?,
-        }
+    pub fn create(&self) -> Result<Option<OwnedFd>, CgroupError> {
+        self.create_all()?;
         match (self.version, self.directories.first()) {
             (Version::V2, Some(directory)) => {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -375,22 +380,21 @@ impl Cgroup {
 
     /// How a mount of type `cgroup` is to be provided on this kernel.
     pub fn mount_source(&self, own_namespace: bool) -> CgroupMount {
+        let bind = |path: &Path| CgroupMount::V2Bind {
+            path: path.to_string_lossy().into_owned(),
+        };
         match (self.version, self.directories.first()) {
-            (Version::V2, Some(directory)) if !own_namespace => CgroupMount::V2Bind {
-                path: directory.path.to_string_lossy().into_owned(),
-            },
-            (Version::V2 | Version::None, _) => CgroupMount::V2,
+            (Version::V2, Some(directory)) if !own_namespace => bind(&directory.path),
+            (Version::V2, _) => CgroupMount::V2,
             (Version::V1, _) => v1::mount_source(&self.directories),
+            // Without a cgroup of its own the container sees the host's tree, as with runc: a new mount
+            // of it, over the one that a bound /sys has there, is refused (EBUSY).
+            (Version::None, _) => match hierarchy::find() {
+                Ok(Hierarchies::V2 { mount }) => bind(&mount),
+                Ok(Hierarchies::V1(_) | Hierarchies::None) | Err(_) => CgroupMount::V2,
+            },
         }
     }
-}
-
-/// Errors by which the kernel says that cgroups are not ours.
-fn is_refusal(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
-    )
 }
 
 /// Makes the directory and those above it, and sees that nobody is in it.

@@ -132,14 +132,21 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Removes the directories that nobody uses: after a creation that was broken off.
-    pub fn remove_unused(&self) {
+    /// Removes the directories that nobody uses, or ceases to use within `patience`: after a creation
+    /// that was broken off, where those in use may be somebody else's.
+    pub fn remove_unused(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
         for directory in self
             .directories
             .iter()
             .filter(|directory| directory.path != directory.mount)
         {
-            let _used_or_gone = fs::remove_dir(&directory.path);
+            // Not what is below it: of a container's own there is nothing yet.
+            while fs::remove_dir(&directory.path)
+                .is_err_and(|error| error.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline)
+            {
+                thread::sleep(LONGEST_PAUSE / 10);
+            }
         }
     }
 
