@@ -5,10 +5,13 @@
 //! Spec: OCI runtime-spec 1.2 "config.md", "config-linux.md", "bundle.md".
 
 pub mod config;
+mod devices;
 pub mod example;
 pub mod load;
 pub mod mount_options;
+mod mounts;
 pub mod names;
+mod namespaces;
 pub mod plan;
 pub mod process;
 pub mod resources;
