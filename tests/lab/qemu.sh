@@ -23,7 +23,7 @@ qemu_args() {
   local khz
   khz=$(awk '/^bogomips/ { printf "%d", $3 * 500; exit }' /proc/cpuinfo)
   qemu=(
-    -M microvm,acpi=off,rtc=on,isa-serial=on -cpu "$LAB_CPU" -accel tcg,thread=multi,tb-size=256
+    -M microvm,acpi=off,rtc=on,isa-serial=on -cpu "$LAB_CPU" -accel "tcg,thread=${MOAT_LAB_TCG:-single},tb-size=256"
     -m "$mem" -smp "$cpus" -nodefaults -no-user-config -display none -no-reboot -pidfile "$dir/qemu.pid"
     -kernel "$kernel" -initrd "$initrd"
     -append "console=ttyS0 quiet panic=-1 reboot=t tsc=reliable tsc_early_khz=${khz:-1000000} mitigations=off no_timer_check cryptomgr.notests lab=$dir $append"
