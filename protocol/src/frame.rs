@@ -110,11 +110,18 @@ mod tests {
 
     #[test]
     fn a_message_split_at_every_byte_arrives_whole() {
-        let message = GuestMessage::Failed { process: ProcessId(7), message: "no such file".into() };
+        let message = GuestMessage::Failed {
+            process: ProcessId(7),
+            message: "no such file".into(),
+        };
         let frame = encode(&message).unwrap();
         let mut decoder = Decoder::new();
         for (sent, byte) in frame.iter().enumerate() {
-            assert_eq!(decoder.next_message::<GuestMessage>().unwrap(), None, "after {sent} bytes");
+            assert_eq!(
+                decoder.next_message::<GuestMessage>().unwrap(),
+                None,
+                "after {sent} bytes"
+            );
             assert!(decoder.missing() > 0);
             decoder.push(&[*byte]);
         }
@@ -127,7 +134,10 @@ mod tests {
     fn an_announced_length_beyond_the_limit_is_refused_before_it_arrives() {
         let mut decoder = Decoder::new();
         decoder.push(&u32::MAX.to_le_bytes());
-        assert!(matches!(decoder.next_message::<GuestMessage>(), Err(FrameError::TooLong { .. })));
+        assert!(matches!(
+            decoder.next_message::<GuestMessage>(),
+            Err(FrameError::TooLong { .. })
+        ));
     }
 
     proptest! {

@@ -135,7 +135,10 @@ mod tests {
 
     #[test]
     fn a_signal_is_shown_as_128_plus_its_number() {
-        let killed = ExitStatus::Signal { signal: 9, out_of_memory: false };
+        let killed = ExitStatus::Signal {
+            signal: 9,
+            out_of_memory: false,
+        };
         assert_eq!(killed.shell_code(), 137);
         assert_eq!(ExitStatus::Code(255).shell_code(), 255);
     }

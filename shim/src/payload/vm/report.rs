@@ -44,6 +44,7 @@ impl Report {
             "ram_mib": shape.ram_mib,
             "marks": marks,
             "kvm_exits": stats.kvm_exits,
+            "kvm_injections": vm.kvm_statistic("irq_injections"),
             "vmm_exits": stats.vmm_exits,
         });
         let _lost = writeln!(self.file, "{line}");
