@@ -27,6 +27,11 @@ pub const CGROUPS: &str = "/sys/fs/cgroup";
 /// The guest's new root, below the kernel's.
 const NEW_ROOT: &str = "/moat";
 
+/// Set to "always": the guest's RAM is only a little more than the container's limit, and the kernel's own
+/// guess would fail allocations that a container on a host's kernel gets; there, too, it is the limit that
+/// ends whoever uses them.
+const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
+
 /// Why the guest is of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
@@ -103,6 +108,9 @@ pub fn prepare() -> Result<BootClock, BootError> {
     mount("cgroup2", CGROUPS, strict, c"nsdelegate")?;
     if let Err(error) = enable_controllers(Path::new(CGROUPS)) {
         console::say(&format!("cannot enable cgroup controllers: {error}"));
+    }
+    if let Err(error) = fs::write(OVERCOMMIT, "1") {
+        console::say(&format!("cannot write {OVERCOMMIT}: {error}"));
     }
     if let Err(error) = loopback_up() {
         console::say(&format!("cannot bring lo up: {error}"));

@@ -28,8 +28,22 @@ pub fn shaping(resources: &Resources) -> Limits {
     Limits {
         memory: positive(resources.memory.limit),
         cpu: positive(resources.cpu.quota).map(|quota| (quota, period)),
+        cpu_set: cpus_named(&resources.cpu.cpus),
         host_cpus,
     }
+}
+
+/// How many processors a list such as `0-3,7` names; `None` without a list. What is no list is refused
+/// where the cgroup is written.
+fn cpus_named(list: &str) -> Option<u32> {
+    let ranges = list.split(',').map(str::trim).filter(|range| !range.is_empty());
+    let mut counts = ranges.map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        last.checked_sub(first)?.checked_add(1)
+    });
+    let first = counts.next()??;
+    counts.try_fold(first, |sum, count| sum.checked_add(count?))
 }
 
 /// What is written to the container's cgroup in the guest.
@@ -119,6 +133,20 @@ mod tests {
         assert_eq!(host.memory.swap, Some(128 * MIB + 64 * MIB + 32 * MIB));
         assert_eq!(host.pids.limit, Some(2 + 8));
         assert_eq!(host.cpu, limited().cpu);
+    }
+
+    #[test]
+    fn processors_of_a_list_are_counted() {
+        let cases = [
+            ("", None),
+            ("0", Some(1)),
+            ("0-3,7", Some(5)),
+            ("1, 2", Some(2)),
+            ("3-1", None),
+        ];
+        for (list, count) in cases {
+            assert_eq!(cpus_named(list), count, "{list:?}");
+        }
     }
 
     #[test]

@@ -44,7 +44,9 @@ pub struct Limits {
     pub memory: Option<u64>,
     /// CPU quota and period in microseconds.
     pub cpu: Option<(u64, u64)>,
-    /// CPUs online on the host: no guest has more.
+    /// How many CPUs the container's cpuset names.
+    pub cpu_set: Option<u32>,
+    /// CPUs online on the host: without a quota no guest has more.
     pub host_cpus: u32,
 }
 
@@ -72,7 +74,9 @@ impl Shape {
             _ => DEFAULT_VCPUS.min(host_cpus),
         };
         Shape {
-            vcpus: wanted.min(MAX_VCPUS),
+            vcpus: wanted
+                .min(limits.cpu_set.unwrap_or(MAX_VCPUS).max(1))
+                .min(MAX_VCPUS),
             ram_mib,
         }
     }
@@ -108,6 +112,7 @@ mod tests {
         Shape::for_limits(&Limits {
             memory,
             cpu,
+            cpu_set: None,
             host_cpus: 4,
         })
     }
@@ -157,10 +162,21 @@ mod tests {
     }
 
     #[test]
+    fn a_cpuset_bounds_the_vcpus() {
+        let limits = Limits {
+            cpu_set: Some(1),
+            host_cpus: 4,
+            ..Limits::default()
+        };
+        assert_eq!(Shape::for_limits(&limits).vcpus, 1);
+    }
+
+    #[test]
     fn absurd_limits_do_not_overflow() {
         let huge = Limits {
             memory: Some(u64::MAX),
             cpu: None,
+            cpu_set: None,
             host_cpus: 1,
         };
         assert!(Shape::for_limits(&huge).ram_mib > 1 << 40);
