@@ -132,7 +132,7 @@ impl GuestFile {
     pub fn open(self) -> Result<(File, PathBuf), VmObstacle> {
         let tried = self.candidates();
         for path in &tried {
-            match File::open(path) {
+            match open_regular(path) {
                 Ok(file) => return Ok((file, path.clone())),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(source) => {
@@ -148,6 +148,17 @@ impl GuestFile {
     }
 }
 
+fn open_regular(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(
+            ErrorKind::InvalidInput,
+            "it is not a regular file",
+        )),
+    }
+}
+
 /// What a VM payload is made from, opened while the host's files can still be seen: inside the cell,
 /// and behind its device filter, they cannot.
 #[derive(Debug)]
@@ -156,6 +167,8 @@ pub struct VmPrerequisites {
     pub kvm: File,
     /// The guest kernel.
     pub kernel: File,
+    /// Where it was found, for errors.
+    pub kernel_path: PathBuf,
     /// guest-init.
     pub init: File,
 }
@@ -167,9 +180,14 @@ impl VmPrerequisites {
     /// The first obstacle.
     pub fn open() -> Result<VmPrerequisites, VmObstacle> {
         let kvm = open_kvm()?;
-        let (kernel, _) = GuestFile::Kernel.open()?;
+        let (kernel, kernel_path) = GuestFile::Kernel.open()?;
         let (init, _) = GuestFile::Init.open()?;
-        Ok(VmPrerequisites { kvm, kernel, init })
+        Ok(VmPrerequisites {
+            kvm,
+            kernel,
+            kernel_path,
+            init,
+        })
     }
 }
 

@@ -20,6 +20,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -47,7 +48,7 @@ use crate::bundle::plan::Plan;
 use crate::bundle::resources::Resources;
 use crate::cell::sync;
 use crate::control::{self, ControlReply, ControlRequest};
-use crate::isolation::host::VmPrerequisites;
+use crate::isolation::host::{KVM_DEVICE, VmPrerequisites};
 
 /// Exit status of a VMM whose guest died under its workload; `run` and engines show it as the
 /// container's. (Docker uses 125 for failures of its own, too.)
@@ -88,7 +89,16 @@ pub enum VmError {
     #[error("cannot configure the microVM")]
     Config(#[from] ConfigError),
     /// The VM could not be built.
-    #[error("cannot build the microVM")]
+    #[error("cannot build the microVM from {KVM_DEVICE} and the guest kernel {}", kernel.display())]
+    Build {
+        /// The kernel's file.
+        kernel: PathBuf,
+        /// Why.
+        #[source]
+        source: MachineError,
+    },
+    /// A device could not be attached, or a thread not be started.
+    #[error("cannot start the microVM")]
     Machine(#[from] MachineError),
     /// An environment variable has no meaning.
     #[error("{variable}={value} is not a number of seconds from 1 to 3600")]
@@ -134,6 +144,7 @@ pub struct VmPayload {
     streams: Option<HostStreams>,
     console: Option<OwnedFd>,
     boot_limit: Duration,
+    kernel_path: PathBuf,
     report: Option<Report>,
     failures: File,
     null: File,
@@ -158,8 +169,8 @@ impl VmPayload {
         let VmPrerequisites {
             kvm,
             kernel,
+            kernel_path,
             mut init,
-            ..
         } = prerequisites;
         let (spec, exports) = translate::translate(&plan.workload)?;
         let shape = Shape::for_limits(&guest_limits::shaping(&plan.resources));
@@ -192,6 +203,7 @@ impl VmPayload {
             streams: Some(streams),
             console,
             boot_limit: boot_limit()?,
+            kernel_path,
             report,
             failures: failures.into(),
             null: File::options()
@@ -210,7 +222,13 @@ impl VmPayload {
     fn power_on(&mut self) -> Result<Supervisor, VmError> {
         let root = self.root.take().ok_or(VmError::OutOfOrder)?;
         let builder = self.builder.take().ok_or(VmError::OutOfOrder)?;
-        let mut machine = builder.join().map_err(|_| VmError::OutOfOrder)??;
+        let mut machine = builder
+            .join()
+            .map_err(|_| VmError::OutOfOrder)?
+            .map_err(|source| {
+                let kernel = std::mem::take(&mut self.kernel_path);
+                VmError::Build { kernel, source }
+            })?;
         let EnteredCell { root, proc_self_fd } = root.enter().map_err(|error| VmError::Step {
             action: "enter the cell",
             source: io::Error::other(error),
