@@ -310,6 +310,9 @@ impl Payload for VmPayload {
             drop(supervisor.finish());
             return Err(failure.into());
         }
+        if let Some(report) = &mut self.report {
+            report.created(&supervisor.ram());
+        }
         self.supervisor = Some(supervisor);
         Ok(())
     }
@@ -321,7 +324,7 @@ impl Payload for VmPayload {
         let result = supervise(&mut supervisor, &control);
         let vm = supervisor.finish();
         if let Some(report) = &mut self.report {
-            report.write(&vm, &self.shape);
+            report.ended(&vm, &self.shape);
         }
         drop(vm);
         match result {

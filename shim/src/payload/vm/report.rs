@@ -1,8 +1,9 @@
-//! What a VM has cost, for benchmarks: one line of JSON in the file that `MOAT_VM_REPORT` names, written
-//! when the VM has ended.
+//! What a VM has cost, for benchmarks: lines of JSON in the file that `MOAT_VM_REPORT` names, one when the
+//! container is created and one when the VM has ended.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::ops::Range;
 
 use moat_vmm::vm::RunningVm;
 use serde_json::json;
@@ -31,8 +32,15 @@ impl Report {
         Ok(Some(Report { file }))
     }
 
-    /// Writes the line. A report that can't be written is no reason to change the workload's status.
-    pub fn write(&mut self, vm: &RunningVm, shape: &Shape) {
+    /// Writes where the guest's RAM is in the VMM's address space: what `smaps` shows elsewhere is the VMM's
+    /// own.
+    pub fn created(&mut self, ram: &[Range<usize>]) {
+        let ranges: Vec<_> = ram.iter().map(|range| [range.start, range.end]).collect();
+        let _lost = writeln!(self.file, "{}", json!({"event": "created", "ram": ranges}));
+    }
+
+    /// Writes what the VM has cost. A report that can't be written is no reason to change the workload's status.
+    pub fn ended(&mut self, vm: &RunningVm, shape: &Shape) {
         let stats = vm.stats();
         let marks: Vec<_> = vm
             .marks()
@@ -40,6 +48,7 @@ impl Report {
             .map(|mark| json!({"mark": mark.number, "ns": u64::try_from(mark.at.as_nanos()).unwrap_or(u64::MAX)}))
             .collect();
         let line = json!({
+            "event": "ended",
             "vcpus": shape.vcpus,
             "ram_mib": shape.ram_mib,
             "marks": marks,

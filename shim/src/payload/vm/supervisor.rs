@@ -2,6 +2,7 @@
 //! exit status out. It polls a handful of descriptors and never blocks on one of them.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -129,6 +130,11 @@ impl Supervisor {
             State::NotStarted(message) => Err(self.failure(Cause::Refused(message.clone()))),
             _ => Ok(()),
         }
+    }
+
+    /// Host address ranges of the guest's RAM.
+    pub fn ram(&self) -> Vec<Range<usize>> {
+        self.vm.ram()
     }
 
     /// Whether the barrier can still be released.
