@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_regs;
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use vmm_sys_util::errno;
@@ -101,7 +101,7 @@ fn failed(ioctl: &'static str) -> impl Fn(errno::Error) -> SpeedError {
 pub fn measure(kvm: File) -> Result<Speed, SpeedError> {
     let kvm = kvm::from_file(kvm);
     let (memory, vm) = make_vm(&kvm)?;
-    let mut vcpu = make_vcpu(&vm)?;
+    let mut vcpu = make_vcpu(&kvm, &vm)?;
     let mut rounds = 0;
     // The first round pays for the guest's first pages.
     round(&mut vcpu)?;
@@ -159,8 +159,13 @@ fn make_vm(kvm: &Kvm) -> Result<(GuestMemory, VmFd), SpeedError> {
     Ok((memory, vm))
 }
 
-fn make_vcpu(vm: &VmFd) -> Result<VcpuFd, SpeedError> {
+fn make_vcpu(kvm: &Kvm, vm: &VmFd) -> Result<VcpuFd, SpeedError> {
     let vcpu = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
+    // Without it the vCPU has no long mode, and some KVMs refuse the registers that ask for it.
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
+    vcpu.set_cpuid2(&supported).map_err(failed("KVM_SET_CPUID2"))?;
     let sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
     vcpu.set_sregs(&regs::long_mode(sregs))
         .map_err(failed("KVM_SET_SREGS"))?;
