@@ -7,8 +7,8 @@ use moat_protocol::workload_spec::RlimitSpec;
 
 use crate::{procfs::Procfs, sys};
 
-/// Names of `RLIMIT_*`, by number (`asm-generic/resource.h`).
-const NAMES: [&str; 16] = [
+/// Names of resource limits without `RLIMIT_`, by number (`asm-generic/resource.h`).
+pub const NAMES: [&str; 16] = [
     "CPU",
     "FSIZE",
     "DATA",

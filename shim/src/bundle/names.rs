@@ -45,26 +45,6 @@ const CAPABILITIES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// Names of resource limits without `RLIMIT_`, by number (x86-64 `asm-generic/resource.h`).
-const RLIMITS: [&str; 16] = [
-    "CPU",
-    "FSIZE",
-    "DATA",
-    "STACK",
-    "CORE",
-    "RSS",
-    "NPROC",
-    "NOFILE",
-    "MEMLOCK",
-    "AS",
-    "LOCKS",
-    "SIGPENDING",
-    "MSGQUEUE",
-    "NICE",
-    "RTPRIO",
-    "RTTIME",
-];
-
 /// Signal names without `SIG`, from number 1 (x86-64).
 const SIGNALS: [&str; 31] = [
     "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
@@ -93,7 +73,7 @@ pub fn capabilities() -> impl Iterator<Item = String> {
 
 /// Number of a resource limit, by its name with `RLIMIT_`.
 pub fn rlimit(name: &str) -> Option<u32> {
-    position(&RLIMITS, name.strip_prefix("RLIMIT_")?)
+    position(&moat_workload::limits::NAMES, name.strip_prefix("RLIMIT_")?)
 }
 
 fn position(names: &[&str], name: &str) -> Option<u32> {

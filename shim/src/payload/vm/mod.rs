@@ -229,10 +229,10 @@ impl VmPayload {
                 let kernel = std::mem::take(&mut self.kernel_path);
                 VmError::Build { kernel, source }
             })?;
-        let EnteredCell { root, proc_self_fd } = root.enter().map_err(|error| VmError::Step {
-            action: "enter the cell",
-            source: io::Error::other(error),
-        })?;
+        let EnteredCell { root, proc_self_fd } = root
+            .enter()
+            .map_err(io::Error::other)
+            .map_err(step("enter the cell"))?;
         let mut streams = self.streams.take().ok_or(VmError::OutOfOrder)?;
         let master = streams
             .adopt_terminal()
@@ -244,15 +244,12 @@ impl VmPayload {
         stdio::detach(self.null.as_fd()).map_err(step("detach the standard streams"))?;
         let mut fs = FsConfig::new(FS_TAG, root, proc_self_fd);
         fs.cache = CachePolicy::cell();
-        let fs = Fs::new(fs).map_err(|error| VmError::Step {
-            action: "make the file server",
-            source: io::Error::other(error),
-        })?;
-        let (vsock, handle) =
-            Vsock::new(VsockConfig { guest_cid: GUEST_CID }).map_err(|error| VmError::Step {
-                action: "make the vsock device",
-                source: io::Error::other(error),
-            })?;
+        let fs = Fs::new(fs)
+            .map_err(io::Error::other)
+            .map_err(step("make the file server"))?;
+        let (vsock, handle) = Vsock::new(VsockConfig { guest_cid: GUEST_CID })
+            .map_err(io::Error::other)
+            .map_err(step("make the vsock device"))?;
         machine.attach(Box::new(vsock), Worker::Shared)?;
         machine.attach(Box::new(fs), Worker::Own)?;
         machine.attach(Box::new(Rng::new()), Worker::Shared)?;
